@@ -1,0 +1,56 @@
+#include "comm/env.h"
+
+#include <charconv>
+#include <cstdlib>
+#include <cstring>
+
+#include "comm/error.h"
+
+namespace fvd {
+namespace {
+
+/// The variable as a whole number in [low, high]; `fallback` where it is unset.
+template <typename Number>
+Number number(const char* variable, Number fallback, Number low, Number high) {
+  const char* value = std::getenv(variable);
+  if (value == nullptr) return fallback;
+  Number parsed{};
+  const char* end = value + std::strlen(value);
+  const auto [stop, code] = std::from_chars(value, end, parsed);
+  FVD_CHECK(code == std::errc{} && stop == end && parsed >= low && parsed <= high, kInvalidArgument,
+            variable, " is \"", value, "\"; it must be a whole number from ", low, " to ", high);
+  return parsed;
+}
+
+LogLevel level(const char* variable, LogLevel fallback) {
+  const char* value = std::getenv(variable);
+  if (value == nullptr) return fallback;
+  const std::string_view word(value);
+  if (word == "error") return LogLevel::kError;
+  if (word == "warning") return LogLevel::kWarning;
+  if (word == "info") return LogLevel::kInfo;
+  if (word == "debug") return LogLevel::kDebug;
+  throw Error(Kind::kInvalidArgument,
+              text(variable, " is \"", value, "\"; it must be error, warning, info or debug"));
+}
+
+}  // namespace
+
+Environment read_environment() {
+  Environment env;
+  DomainOptions& domain = env.domain;
+  env.log_level = level("FASTVIDEO_DIST_LOG", env.log_level);
+  domain.slots = number<std::size_t>("FASTVIDEO_DIST_SLOTS", domain.slots, 1, 65536);
+  domain.staging_bytes = number<std::size_t>("FASTVIDEO_DIST_STAGING_BYTES", domain.staging_bytes,
+                                             128 << 10, std::size_t{1} << 30);
+  domain.one_shot_bytes =
+      number<std::size_t>("FASTVIDEO_DIST_ONE_SHOT_BYTES", domain.one_shot_bytes, 64, 64 << 10);
+  domain.spin_us = std::chrono::microseconds(number<long>(
+      "FASTVIDEO_DIST_SPIN_US", static_cast<long>(domain.spin_us.count()), 0, 1000000));
+  if (const char* directory = std::getenv("FASTVIDEO_DIST_SOCKET_DIRECTORY")) {
+    domain.socket_directory = directory;
+  }
+  return env;
+}
+
+}  // namespace fvd

@@ -1,0 +1,26 @@
+// Every FASTVIDEO_DIST_* variable the C++ side knows, read once by whoever composes the process.
+// Each has an equal option in comm/options.h; docs/environment.md lists them and a test compares
+// the two.
+#pragma once
+
+#include "comm/log.h"
+#include "comm/options.h"
+
+namespace fvd {
+
+struct Environment {
+  DomainOptions domain;
+  LogLevel log_level = LogLevel::kWarning;
+};
+
+/// @throws Error(kInvalidArgument) naming the variable, its value and what is allowed.
+///
+/// FASTVIDEO_DIST_LOG               error, warning, info or debug
+/// FASTVIDEO_DIST_SLOTS             groups alive at once in this process, 1 to 65536
+/// FASTVIDEO_DIST_STAGING_BYTES     shared memory per group in use, 131072 or more
+/// FASTVIDEO_DIST_ONE_SHOT_BYTES    largest message that takes a single phase
+/// FASTVIDEO_DIST_SPIN_US           microseconds of busy waiting before yielding
+/// FASTVIDEO_DIST_SOCKET_DIRECTORY  where the handshake's private directory is made
+Environment read_environment();
+
+}  // namespace fvd

@@ -1,0 +1,29 @@
+// Plain settings handed down. No room below c10d reads the environment; see comm/env.h for the
+// variables of the same names.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <string>
+#include <vector>
+
+namespace fvd {
+
+/// Of one group.
+struct GroupOptions {
+  std::string name;  // for messages and for keys in the store
+  std::chrono::milliseconds timeout{std::chrono::minutes(30)};
+  std::vector<int> global_ranks;  // global_ranks[rank in the group]; empty: the same
+};
+
+/// Of one process: its shared-memory domain.
+struct DomainOptions {
+  std::size_t slots = 4096;               // groups alive at once
+  std::size_t staging_bytes = 2 << 20;    // per group in use, reserved at its first large call
+  std::size_t one_shot_bytes = 32 << 10;  // above it a call goes through the pipeline
+  std::chrono::microseconds spin_us{
+      20};                       // busy wait before yielding; 0 where ranks outnumber cores
+  std::string socket_directory;  // for the handshake; empty: XDG_RUNTIME_DIR, TMPDIR or /tmp
+};
+
+}  // namespace fvd

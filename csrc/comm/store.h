@@ -1,0 +1,29 @@
+// The seam to the rendezvous: c10d's store in production, a map in the thread tests.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+namespace fvd {
+
+/// Keys and values all ranks of a group see. Values come from outside: whoever reads them must
+/// treat them as untrusted input.
+class Store {
+ public:
+  virtual ~Store() = default;
+
+  virtual void set(const std::string& key, const std::string& value) = 0;
+
+  /// The values of all `keys`, in order, as soon as every one is there.
+  /// @throws Error(kTimeout) naming the keys that are missing when `timeout` has passed.
+  virtual std::vector<std::string> wait_for(const std::vector<std::string>& keys,
+                                            std::chrono::milliseconds timeout) = 0;
+
+  /// Which of `keys` are there now.
+  virtual bool has(const std::string& key) = 0;
+
+  virtual void remove(const std::string& key) = 0;
+};
+
+}  // namespace fvd
