@@ -3,6 +3,7 @@
 #include <charconv>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 
 #include "comm/error.h"
 
@@ -34,6 +35,21 @@ LogLevel level(const char* variable, LogLevel fallback) {
               text(variable, " is \"", value, "\"; it must be error, warning, info or debug"));
 }
 
+/// The first of the places meant for such things that exists. A place the user named has to exist.
+std::string socket_directory(const std::string& fallback) {
+  constexpr const char* kVariable = "FASTVIDEO_DIST_SOCKET_DIRECTORY";
+  if (const char* chosen = std::getenv(kVariable)) {
+    FVD_CHECK(std::filesystem::is_directory(chosen), kInvalidArgument, kVariable, " is \"", chosen,
+              "\", which is not a directory");
+    return chosen;
+  }
+  for (const char* variable : {"XDG_RUNTIME_DIR", "TMPDIR"}) {
+    const char* directory = std::getenv(variable);
+    if (directory != nullptr && std::filesystem::is_directory(directory)) return directory;
+  }
+  return fallback;
+}
+
 }  // namespace
 
 Environment read_environment() {
@@ -47,9 +63,7 @@ Environment read_environment() {
       number<std::size_t>("FASTVIDEO_DIST_ONE_SHOT_BYTES", domain.one_shot_bytes, 64, 64 << 10);
   domain.spin_us = std::chrono::microseconds(number<long>(
       "FASTVIDEO_DIST_SPIN_US", static_cast<long>(domain.spin_us.count()), 0, 1000000));
-  if (const char* directory = std::getenv("FASTVIDEO_DIST_SOCKET_DIRECTORY")) {
-    domain.socket_directory = directory;
-  }
+  domain.socket_directory = socket_directory(domain.socket_directory);
   return env;
 }
 

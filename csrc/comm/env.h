@@ -20,7 +20,8 @@ struct Environment {
 /// FASTVIDEO_DIST_STAGING_BYTES     shared memory per group in use, 131072 or more
 /// FASTVIDEO_DIST_ONE_SHOT_BYTES    largest message that takes a single phase
 /// FASTVIDEO_DIST_SPIN_US           microseconds of busy waiting before yielding
-/// FASTVIDEO_DIST_SOCKET_DIRECTORY  where the handshake's private directory is made
+/// FASTVIDEO_DIST_SOCKET_DIRECTORY  where the handshake's private directory is made; without it
+///                                  XDG_RUNTIME_DIR, TMPDIR, /tmp
 Environment read_environment();
 
 }  // namespace fvd

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -20,8 +21,11 @@ class Store {
   virtual std::vector<std::string> wait_for(const std::vector<std::string>& keys,
                                             std::chrono::milliseconds timeout) = 0;
 
-  /// Which of `keys` are there now.
+  /// Whether `key` is there now.
   virtual bool has(const std::string& key) = 0;
+
+  /// Adds `amount` to the counter at `key` (0 at first) and returns the sum.
+  virtual std::int64_t add(const std::string& key, std::int64_t amount) = 0;
 
   virtual void remove(const std::string& key) = 0;
 };

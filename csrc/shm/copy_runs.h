@@ -1,0 +1,15 @@
+// Inner seam of copy.cpp: the inner loop of all moves.
+#pragma once
+
+#include <cstddef>
+
+#include "shm/copy.h"
+
+namespace fvd::shm {
+
+/// Copies `runs` runs of `run_bytes` bytes; one starts `to_stride` / `from_stride` bytes after the
+/// other. Source and target may not overlap.
+void copy_runs(std::byte* to, std::size_t to_stride, const std::byte* from, std::size_t from_stride,
+               std::size_t runs, std::size_t run_bytes, CacheHint hint);
+
+}  // namespace fvd::shm

@@ -1,0 +1,193 @@
+#include "shm/exchange.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "shm/copy.h"
+
+namespace fvd::shm {
+namespace {
+
+// Outputs above this do not stay in the caches until somebody reads them; measured on one core's 1 to 2 MiB
+// of second-level cache, see docs/shared_memory.md.
+constexpr std::size_t kStreamFrom = 4 << 20;
+
+constexpr std::size_t up_to_line(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+constexpr std::size_t down_to_line(std::size_t bytes) { return bytes / 64 * 64; }
+
+bool sends(const Exchange& exchange, int rank) {
+  return exchange.sender < 0 || exchange.sender == rank;
+}
+bool receives(const Exchange& exchange, int rank) {
+  return exchange.receiver < 0 || exchange.receiver == rank;
+}
+/// Nobody reads a staging area but the others that receive from its owner.
+bool reads(const Exchange& exchange, int reader, int owner) {
+  return reader != owner && receives(exchange, reader) && sends(exchange, owner);
+}
+
+/// Where the block for `receiver` lies in a staging area divided into pieces.
+std::size_t piece_offset(const Exchange& exchange, int receiver, std::size_t piece) {
+  return exchange.same_for_all ? 0 : static_cast<std::size_t>(receiver) * piece;
+}
+
+/// Copies bytes [offset, offset + piece) of every block this rank sends, as far as there are any.
+void stage(const Group& group, const Exchange& exchange, std::byte* area, std::size_t offset,
+           std::size_t piece) {
+  for (std::size_t r = 0; r < exchange.send.size(); ++r) {
+    const bool own = !exchange.same_for_all && static_cast<int>(r) == group.rank();
+    const std::size_t bytes = exchange.send[r].bytes();
+    if (own || bytes <= offset) continue;
+    copy_range(area + piece_offset(exchange, static_cast<int>(r), piece), exchange.send[r], offset,
+               std::min(piece, bytes - offset));
+  }
+}
+
+void fetch(const Group& group, const Exchange& exchange, int owner, const std::byte* area,
+           std::size_t offset, std::size_t piece, CacheHint hint) {
+  const Block& to = exchange.receive[static_cast<std::size_t>(owner)];
+  const std::size_t bytes = to.bytes();
+  if (bytes <= offset) return;
+  copy_range(to, offset, area + piece_offset(exchange, group.rank(), piece),
+             std::min(piece, bytes - offset), hint);
+}
+
+/// The own block needs no staging. It may already be where it belongs (in place).
+void copy_own(const Group& group, const Exchange& exchange, CacheHint hint) {
+  if (exchange.send.empty() || exchange.receive.empty()) return;
+  const auto rank = static_cast<std::size_t>(group.rank());
+  const ConstBlock& from = exchange.send[exchange.same_for_all ? 0 : rank];
+  if (from.data != exchange.receive[rank].data) copy(exchange.receive[rank], from, hint);
+}
+
+/// Everything fits the line or the one-shot area: staged before the announcement, which then is the only
+/// thing to wait for.
+void run_one_shot(Group& group, const Exchange& exchange, std::size_t piece) {
+  const std::size_t pieces = exchange.same_for_all ? 1 : static_cast<std::size_t>(group.size());
+  const bool in_line = piece * pieces <= kInlineBytes;
+  if (sends(exchange, group.rank())) {
+    stage(group, exchange, in_line ? group.inline_payload() : group.one_shot(), 0, piece);
+  }
+  group.announce();
+  group.wait_announced();
+  copy_own(group, exchange, CacheHint::kCached);
+  for (int step = 1; step < group.size(); ++step) {
+    const int owner = (group.rank() + step) % group.size();
+    if (!reads(exchange, group.rank(), owner)) continue;
+    fetch(group, exchange, owner, in_line ? group.inline_payload(owner) : group.one_shot(owner), 0, piece,
+          CacheHint::kCached);
+  }
+}
+
+class Pipeline {
+ public:
+  Pipeline(Group& group, const Exchange& exchange) : group_(group), exchange_(exchange) {
+    const std::size_t pieces = exchange.same_for_all ? 1 : static_cast<std::size_t>(group.size());
+    half_ = down_to_line(group.pipeline_bytes() / 2);
+    piece_ = std::min(down_to_line(half_ / pieces), up_to_line(exchange.largest));
+    rounds_ = static_cast<std::int64_t>((exchange.largest + piece_ - 1) / piece_);
+    std::size_t output = 0;
+    for (const Block& block : exchange.receive) output += block.bytes();
+    hint_ = output >= kStreamFrom ? CacheHint::kStreaming : CacheHint::kCached;
+  }
+
+  /// Round r + 1 is staged before round r is fetched, so that the others find it ready.
+  void run() {
+    if (rounds_ > 0) stage_round(0);
+    copy_own(group_, exchange_, hint_);
+    for (std::int64_t round = 0; round < rounds_; ++round) {
+      if (round + 1 < rounds_) stage_round(round + 1);
+      fetch_round(round);
+    }
+  }
+
+ private:
+  void stage_round(std::int64_t round) {
+    if (!sends(exchange_, group_.rank())) return;
+    // The half was used by round - 2: its readers have to be done with that.
+    for (int r = 0; round >= 2 && r < group_.size(); ++r) {
+      if (reads(exchange_, r, group_.rank())) group_.wait_for(r, &Progress::consumed, round - 2);
+    }
+    stage(group_, exchange_, group_.pipeline() + half_offset(round), offset(round), piece_);
+    group_.publish(&Progress::staged, round);
+  }
+
+  void fetch_round(std::int64_t round) {
+    if (!receives(exchange_, group_.rank())) return;
+    for (int step = 1; step < group_.size(); ++step) {
+      const int owner = (group_.rank() + step) % group_.size();
+      if (!reads(exchange_, group_.rank(), owner)) continue;
+      group_.wait_for(owner, &Progress::staged, round);
+      fetch(group_, exchange_, owner, group_.member(owner).pipeline() + half_offset(round),
+            offset(round), piece_, hint_);
+    }
+    group_.publish(&Progress::consumed, round);
+  }
+
+  std::size_t offset(std::int64_t round) const { return static_cast<std::size_t>(round) * piece_; }
+  std::size_t half_offset(std::int64_t round) const { return (round & 1) != 0 ? half_ : 0; }
+
+  Group& group_;
+  const Exchange& exchange_;
+  std::size_t half_ = 0;
+  std::size_t piece_ = 0;
+  std::int64_t rounds_ = 0;
+  CacheHint hint_ = CacheHint::kCached;
+};
+
+struct Lengths {
+  std::uint64_t sends;
+  std::uint64_t receives;
+};
+
+[[noreturn]] void throw_length_mismatch(const Group& group, int from, int to, std::uint64_t sent,
+                                        std::uint64_t expected, std::size_t element_bytes) {
+  throw Error(Kind::kMismatch,
+              text("fastvideo: ", group.attempt(), ": ranks disagree on the splits: rank ", from,
+                   " sends ", sent / element_bytes, " elements to rank ", to, ", which expects ",
+                   expected / element_bytes, ". No output was touched.\nGroup is now unusable; "
+                   "destroy_process_group() and init again."));
+}
+
+}  // namespace
+
+void run_exchange(Group& group, const Exchange& exchange) {
+  const std::size_t pieces = exchange.same_for_all ? 1 : static_cast<std::size_t>(group.size());
+  const std::size_t piece = exchange.largest;
+  if (piece * pieces <= kInlineBytes) return run_one_shot(group, exchange, piece);
+  if (up_to_line(piece) * pieces <= group.one_shot_bytes()) {
+    return run_one_shot(group, exchange, up_to_line(piece));
+  }
+  group.announce();
+  group.wait_announced();
+  Pipeline(group, exchange).run();
+}
+
+void run_uneven_exchange(Group& group, Exchange exchange, std::size_t element_bytes) {
+  const auto size = static_cast<std::size_t>(group.size());
+  // Everybody sees everybody's lengths and so comes to the same verdict without a further word.
+  auto* own = reinterpret_cast<Lengths*>(group.one_shot());
+  for (std::size_t r = 0; r < size; ++r) {
+    own[r] = {exchange.send[r].bytes(), exchange.receive[r].bytes()};
+  }
+  group.announce();
+  group.wait_announced();
+  const auto lengths = [&](std::size_t rank) {
+    return reinterpret_cast<const Lengths*>(group.one_shot(static_cast<int>(rank)));
+  };
+  exchange.largest = 0;
+  for (std::size_t from = 0; from < size; ++from) {
+    for (std::size_t to = 0; to < size; ++to) {
+      const std::uint64_t sent = lengths(from)[to].sends;
+      const std::uint64_t expected = lengths(to)[from].receives;
+      if (sent != expected) {
+        throw_length_mismatch(group, static_cast<int>(from), static_cast<int>(to), sent, expected,
+                              element_bytes);
+      }
+      exchange.largest = std::max<std::size_t>(exchange.largest, sent);
+    }
+  }
+  Pipeline(group, exchange).run();
+}
+
+}  // namespace fvd::shm

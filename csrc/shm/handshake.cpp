@@ -1,0 +1,383 @@
+// Connects two processes: each hands the other its two memfds over a Unix socket, after both have shown that
+// they are who the store said (kernel credentials) and can read the listener's private directory (secret).
+//
+// Rank j listens for the unconnected ranks below it and connects to those above it, so no pair meets twice
+// and the chain of waiting ends at the highest rank.
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+
+#include "comm/error.h"
+#include "comm/log.h"
+#include "shm/domain.h"
+#include "shm/private_directory.h"
+#include "shm/process.h"
+
+namespace fvd::shm {
+namespace {
+
+// SOCK_SEQPACKET: a message arrives whole, with its descriptors, or not at all.
+struct Hello {
+  char magic[16];
+  Secret secret;
+  DomainId from;
+  DomainId to;
+  std::uint64_t nonce_from;  // of this joining: a hello of an earlier one does not count
+  std::uint64_t nonce_to;
+};
+constexpr char kMagic[16] = "fvd-hello-1";
+constexpr std::size_t kMostStrangers = 256;  // connections that have not yet said who they are
+
+class Socket {
+ public:
+  explicit Socket(int fd = -1) noexcept : fd_(fd) {}
+  Socket(Socket&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  Socket& operator=(Socket&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+  }
+  ~Socket() {
+    if (fd_ != -1) close(fd_);
+  }
+  int fd() const noexcept { return fd_; }
+
+ private:
+  int fd_;
+};
+
+sockaddr_un address_of(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  FVD_CHECK(path.size() < sizeof(address.sun_path), kSystem, "the path ", path, " is too long");
+  std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+  return address;
+}
+
+int milliseconds_until(Clock::time_point deadline) {
+  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+  return static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, 1000 * 1000));
+}
+
+std::string describe(const PeerInfo& info, int rank) {
+  return text("rank ", rank, " (pid ", info.pid, ")");
+}
+
+/// Sends `hello` with the two memfds.
+void send_hello(int socket, const Hello& hello, const Domain& mine) {
+  int fds[2] = {mine.self()->data_segment.fd(), mine.self()->control_segment.fd()};
+  iovec part{const_cast<Hello*>(&hello), sizeof(hello)};
+  alignas(cmsghdr) char buffer[CMSG_SPACE(sizeof(fds))] = {};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = buffer;
+  message.msg_controllen = sizeof(buffer);
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(fds));
+  std::memcpy(CMSG_DATA(header), fds, sizeof(fds));
+  FVD_SYS_CHECK(sendmsg(socket, &message, MSG_NOSIGNAL), "sending the segments to a peer");
+}
+
+struct Received {
+  Hello hello{};
+  Socket data;  // descriptors, closed if nobody takes them
+  Socket control;
+};
+
+/// One message; nothing if it is not a well-formed hello. Surplus descriptors are closed.
+std::optional<Received> receive_hello(int socket) {
+  Received received;
+  iovec part{&received.hello, sizeof(received.hello)};
+  alignas(cmsghdr) char buffer[CMSG_SPACE(16 * sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = buffer;
+  message.msg_controllen = sizeof(buffer);
+  const ssize_t bytes = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+  std::vector<Socket> descriptors;
+  if (bytes >= 0) {
+    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+         header = CMSG_NXTHDR(&message, header)) {
+      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
+      const std::size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (std::size_t i = 0; i < count; ++i) {
+        int fd = -1;
+        std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
+        descriptors.emplace_back(fd);
+      }
+    }
+  }
+  const bool whole = bytes == sizeof(Hello) && (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 &&
+                     descriptors.size() == 2 &&
+                     std::memcmp(received.hello.magic, kMagic, sizeof(kMagic)) == 0;
+  if (!whole) return std::nullopt;
+  received.data = std::move(descriptors[0]);
+  received.control = std::move(descriptors[1]);
+  return received;
+}
+
+/// The kernel's word on who is at the other end.
+bool is_process(int socket, const PeerInfo& info) {
+  ucred credentials{};
+  socklen_t length = sizeof(credentials);
+  return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &length) == 0 &&
+         credentials.uid == geteuid() && static_cast<std::uint64_t>(credentials.pid) == info.pid;
+}
+
+std::shared_ptr<Peer> make_peer(const PeerInfo& info, Received received, int pidfd) {
+  auto peer = std::make_shared<Peer>();
+  peer->pidfd = pidfd;
+  peer->info = info;
+  peer->info.connected.clear();
+  const Layout layout = info.layout();
+  const auto take = [](Socket& socket) {
+    const int fd = fcntl(socket.fd(), F_DUPFD_CLOEXEC, 0);
+    FVD_SYS_CHECK(fd, "keeping a peer's segment");
+    return fd;
+  };
+  peer->data_segment = Segment::attach(take(received.data), layout.data_bytes(), false);
+  peer->control_segment = Segment::attach(take(received.control), layout.control_bytes(), true);
+  peer->data = peer->data_segment.data();
+  peer->control = peer->control_segment.data();
+  return peer;
+}
+
+/// One joining of one group, seen from one rank.
+class Meeting {
+ public:
+  Meeting(Domain& mine, Store& store, std::string key_prefix, int rank,
+          const std::vector<PeerInfo>& infos, const std::vector<int>& ranks,
+          Clock::time_point deadline)
+      : mine_(mine),
+        store_(store),
+        key_prefix_(std::move(key_prefix)),
+        rank_(rank),
+        infos_(infos),
+        ranks_(ranks),
+        deadline_(deadline) {}
+
+  std::vector<std::shared_ptr<Peer>> run(const std::string& directory) {
+    open_pidfds();
+    std::optional<PrivateDirectory> meeting_place;
+    Socket listener;
+    if (std::any_of(ranks_.begin(), ranks_.end(), [&](int r) { return r < rank_; })) {
+      meeting_place.emplace(directory);
+      listener = listen_at(meeting_place->socket_path());
+      store_.set(key_prefix_ + "meet/" + std::to_string(rank_), meeting_place->path());
+    }
+    for (std::size_t i = 0; i < ranks_.size(); ++i) {
+      if (ranks_[i] > rank_) peers_[i] = connect_to(i);
+    }
+    if (meeting_place) accept_all(listener, meeting_place->secret());
+    return std::move(peers_);
+  }
+
+ private:
+  const PeerInfo& info(std::size_t i) const { return infos_[static_cast<std::size_t>(ranks_[i])]; }
+  const PeerInfo& own() const { return infos_[static_cast<std::size_t>(rank_)]; }
+
+  void open_pidfds() {
+    peers_.resize(ranks_.size());
+    for (std::size_t i = 0; i < ranks_.size(); ++i) {
+      const auto pid = static_cast<pid_t>(info(i).pid);
+      pidfds_.emplace_back(open_pidfd(pid));
+      FVD_CHECK(start_time(pid) == info(i).start_time, kPeerLost, describe(info(i), ranks_[i]),
+                " ended while the group was being joined");
+    }
+  }
+
+  /// Waits for `fd` to become readable, or throws when rank ranks_[i] dies or time is up.
+  void wait_readable(int fd, std::size_t i) {
+    pollfd fds[2] = {{fd, POLLIN, 0}, {pidfds_[i].fd(), POLLIN, 0}};
+    while (true) {
+      const int ready = poll(fds, 2, milliseconds_until(deadline_));
+      if (ready == -1 && errno == EINTR) continue;
+      FVD_SYS_CHECK(ready, "waiting for ", describe(info(i), ranks_[i]));
+      if (fds[0].revents != 0) return;
+      FVD_CHECK(fds[1].revents == 0, kPeerLost, describe(info(i), ranks_[i]),
+                " ended while the group was being joined");
+      FVD_CHECK(ready != 0, kTimeout, describe(info(i), ranks_[i]),
+                " did not finish connecting in time: it is ",
+                describe_state(static_cast<pid_t>(info(i).pid), info(i).start_time));
+    }
+  }
+
+  Hello hello_to(const PeerInfo& other, const Secret& secret) const {
+    Hello hello{};
+    std::memcpy(hello.magic, kMagic, sizeof(kMagic));
+    hello.secret = secret;
+    hello.from = own().domain;
+    hello.to = other.domain;
+    hello.nonce_from = own().nonce;
+    hello.nonce_to = other.nonce;
+    return hello;
+  }
+
+  bool expected(const Hello& hello, const PeerInfo& other, const Secret& secret) const {
+    // The secrets are of one machine and one minute; nobody can time this comparison.
+    return hello.secret == secret && hello.from == other.domain && hello.to == own().domain &&
+           hello.nonce_from == other.nonce && hello.nonce_to == own().nonce;
+  }
+
+  Socket listen_at(const std::string& path) {
+    Socket listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+    FVD_SYS_CHECK(listener.fd(), "making a socket");
+    const sockaddr_un address = address_of(path);
+    FVD_SYS_CHECK(bind(listener.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)),
+                  "binding ", path);
+    FVD_SYS_CHECK(listen(listener.fd(), 4096), "listening at ", path);
+    return listener;
+  }
+
+  std::shared_ptr<Peer> connect_to(std::size_t i) {
+    const std::string key = key_prefix_ + "meet/" + std::to_string(ranks_[i]);
+    const std::string path = wait_for_key(key, i);
+    const Secret secret = read_secret(path);
+    Socket connection(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    FVD_SYS_CHECK(connection.fd(), "making a socket");
+    const sockaddr_un address = address_of(path + "/socket");
+    FVD_SYS_CHECK(connect(connection.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)),
+                  "connecting to ", describe(info(i), ranks_[i]));
+    FVD_CHECK(is_process(connection.fd(), info(i)), kSystem, "the process at ", path, " is not ",
+              describe(info(i), ranks_[i]), " of this user. Refused");
+    send_hello(connection.fd(), hello_to(info(i), secret), mine_);
+    wait_readable(connection.fd(), i);
+    auto answer = receive_hello(connection.fd());
+    FVD_CHECK(answer && expected(answer->hello, info(i), secret), kSystem,
+              describe(info(i), ranks_[i]), " refused the connection or gave a malformed answer");
+    return make_peer(info(i), std::move(*answer), dup_pidfd(i));
+  }
+
+  /// The store cannot be polled together with a pidfd: slices, so that a death is not waited out.
+  std::string wait_for_key(const std::string& key, std::size_t i) {
+    while (!store_.has(key)) {
+      pollfd fds[1] = {{pidfds_[i].fd(), POLLIN, 0}};
+      poll(fds, 1, 1);
+      FVD_CHECK(fds[0].revents == 0, kPeerLost, describe(info(i), ranks_[i]),
+                " ended while the group was being joined");
+      FVD_CHECK(Clock::now() < deadline_, kTimeout, describe(info(i), ranks_[i]),
+                " did not open its socket in time: it is ",
+                describe_state(static_cast<pid_t>(info(i).pid), info(i).start_time));
+    }
+    return store_.wait_for({key}, std::chrono::milliseconds(1000)).at(0);
+  }
+
+  int dup_pidfd(std::size_t i) {
+    return pidfds_[i].fd() == -1 ? -1 : fcntl(pidfds_[i].fd(), F_DUPFD_CLOEXEC, 0);
+  }
+
+  /// The first rank below ours that is still to come; -1 if all have.
+  int next_missing() const {
+    for (std::size_t i = 0; i < ranks_.size(); ++i) {
+      if (ranks_[i] < rank_ && peers_[i] == nullptr) return static_cast<int>(i);
+    }
+    return -1;
+  }
+
+  /// Whoever connects is a stranger until its hello is right; silent strangers cost a descriptor each, at
+  /// most kMostStrangers of them, and delay nobody.
+  void accept_all(const Socket& listener, const Secret& secret) {
+    std::vector<Socket> strangers;
+    while (next_missing() != -1) {
+      std::vector<pollfd> fds{{listener.fd(), POLLIN, 0}};
+      for (const Socket& stranger : strangers) fds.push_back({stranger.fd(), POLLIN, 0});
+      const std::size_t first_pidfd = fds.size();
+      for (const Socket& pidfd : pidfds_) fds.push_back({pidfd.fd(), POLLIN, 0});
+      const int ready = poll(fds.data(), fds.size(), milliseconds_until(deadline_));
+      if (ready == -1 && errno == EINTR) continue;
+      FVD_SYS_CHECK(ready, "waiting for ranks to connect");
+      std::vector<Socket> remaining;
+      for (std::size_t s = 0; s < strangers.size(); ++s) {
+        if (fds[s + 1].revents == 0) {
+          remaining.push_back(std::move(strangers[s]));
+        } else {
+          greet(strangers[s], secret);
+        }
+      }
+      strangers = std::move(remaining);
+      if (fds[0].revents != 0) {
+        Socket stranger(accept4(listener.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+        if (stranger.fd() != -1) {
+          if (strangers.size() == kMostStrangers) strangers.erase(strangers.begin());
+          strangers.push_back(std::move(stranger));
+        }
+      }
+      give_up_on_the_dead(fds, first_pidfd, ready);
+    }
+  }
+
+  void give_up_on_the_dead(const std::vector<pollfd>& fds, std::size_t first_pidfd, int ready) {
+    for (std::size_t i = 0; i < ranks_.size(); ++i) {
+      FVD_CHECK(peers_[i] != nullptr || ranks_[i] > rank_ || fds[first_pidfd + i].revents == 0,
+                kPeerLost, describe(info(i), ranks_[i]), " ended while the group was being joined");
+    }
+    const int missing = next_missing();
+    FVD_CHECK(ready != 0 || missing == -1, kTimeout,
+              describe(info(static_cast<std::size_t>(missing)), ranks_[static_cast<std::size_t>(missing)]),
+              " did not connect in time: it is ",
+              describe_state(static_cast<pid_t>(info(static_cast<std::size_t>(missing)).pid),
+                             info(static_cast<std::size_t>(missing)).start_time));
+  }
+
+  /// Reads a stranger's hello; connects it if it is one of ours, else drops it.
+  void greet(const Socket& stranger, const Secret& secret) {
+    auto received = receive_hello(stranger.fd());
+    if (received) {
+      for (std::size_t i = 0; i < ranks_.size(); ++i) {
+        if (peers_[i] != nullptr || ranks_[i] > rank_) continue;
+        if (!expected(received->hello, info(i), secret)) continue;
+        if (!is_process(stranger.fd(), info(i))) continue;
+        send_hello(stranger.fd(), hello_to(info(i), secret), mine_);
+        peers_[i] = make_peer(info(i), std::move(*received), dup_pidfd(i));
+        return;
+      }
+    }
+    log(LogLevel::kWarning, "refused a connection to the group's socket that is of no rank of it");
+  }
+
+  Domain& mine_;
+  Store& store_;
+  std::string key_prefix_;
+  int rank_;
+  const std::vector<PeerInfo>& infos_;
+  const std::vector<int>& ranks_;
+  Clock::time_point deadline_;
+  std::vector<Socket> pidfds_;
+  std::vector<std::shared_ptr<Peer>> peers_;
+};
+
+class SocketConnector : public Connector {
+ public:
+  explicit SocketConnector(std::string directory) : directory_(std::move(directory)) {}
+
+  SegmentKind segment_kind() const override { return SegmentKind::kSealed; }
+
+  std::vector<std::shared_ptr<Peer>> connect(Domain& mine, Store& store,
+                                             const std::string& key_prefix, int rank,
+                                             const std::vector<PeerInfo>& infos,
+                                             const std::vector<int>& ranks,
+                                             Clock::time_point deadline) override {
+    return Meeting(mine, store, key_prefix, rank, infos, ranks, deadline).run(directory_);
+  }
+
+ private:
+  std::string directory_;
+};
+
+}  // namespace
+
+std::unique_ptr<Connector> make_socket_connector(std::string directory) {
+  return std::make_unique<SocketConnector>(std::move(directory));
+}
+
+}  // namespace fvd::shm

@@ -1,0 +1,157 @@
+// How a rank joins a group: what everybody publishes, what is checked, and the last word before the first
+// collective. Two rounds over the store; sockets only between processes that meet for the first time.
+#include <sys/random.h>
+
+#include <algorithm>
+#include <set>
+
+#include "shm/fingerprint.h"
+#include "shm/group.h"
+
+namespace fvd::shm {
+namespace {
+
+std::uint64_t random_nonce() {
+  std::uint64_t nonce = 0;
+  const auto bytes = getrandom(&nonce, sizeof(nonce), 0);
+  FVD_SYS_CHECK(bytes == sizeof(nonce) ? 0 : -1, "getrandom");
+  return nonce | 1;
+}
+
+std::string info_key(const std::string& prefix, int rank) {
+  return prefix + "info/" + std::to_string(rank);
+}
+
+/// Everybody's, once all have published. @throws kTimeout naming the ranks that did not come.
+std::vector<PeerInfo> gather_infos(Store& store, const std::string& prefix, int size,
+                                   const std::string& where, std::chrono::milliseconds timeout) {
+  std::vector<std::string> keys;
+  for (int r = 0; r < size; ++r) keys.push_back(info_key(prefix, r));
+  std::vector<std::string> values;
+  try {
+    values = store.wait_for(keys, timeout);
+  } catch (const Error& error) {
+    if (error.kind() != Kind::kTimeout) throw;
+    std::string absent;
+    for (int r = 0; r < size; ++r) {
+      if (!store.has(keys[static_cast<std::size_t>(r)])) absent += " " + std::to_string(r);
+    }
+    throw Error(Kind::kTimeout, text("fastvideo: joining ", where, ": after ", timeout.count(),
+                                     " ms these ranks had not come:", absent));
+  }
+  std::vector<PeerInfo> infos;
+  for (int r = 0; r < size; ++r) {
+    infos.push_back(PeerInfo::parse(values[static_cast<std::size_t>(r)], r));
+  }
+  return infos;
+}
+
+void check_infos(const std::vector<PeerInfo>& infos, int rank, const std::string& where) {
+  const PeerInfo& own = infos[static_cast<std::size_t>(rank)];
+  std::set<DomainId> domains;
+  for (std::size_t r = 0; r < infos.size(); ++r) {
+    const PeerInfo& info = infos[r];
+    FVD_CHECK(info.boot_id == own.boot_id, kUnsupported, "fastvideo: joining ", where, ": rank ", r,
+              " runs on another host than rank ", rank,
+              "; CPU groups across hosts are not supported yet, use backend \"gloo\" for them");
+    FVD_CHECK(info.pid_namespace == own.pid_namespace, kUnsupported, "fastvideo: joining ", where,
+              ": rank ", r, " runs in another PID namespace (container) than rank ", rank,
+              ", so neither could notice the other's death; share it (docker run --pid)");
+    FVD_CHECK(info.uid == own.uid, kUnsupported, "fastvideo: joining ", where, ": rank ", r,
+              " belongs to user ", info.uid, ", rank ", rank, " to user ", own.uid);
+    FVD_CHECK(info.rank == r && info.size == infos.size(), kMismatch, "fastvideo: joining ", where,
+              ": who came as rank ", r, " believes to be rank ", info.rank, " of ", info.size);
+    FVD_CHECK(domains.insert(info.domain).second, kMismatch, "fastvideo: joining ", where, ": rank ", r,
+              " (pid ", info.pid, ") is in the group twice; every rank has to be a process of its own");
+  }
+}
+
+std::uint64_t epoch_of(const std::vector<PeerInfo>& infos) {
+  std::uint64_t epoch = infos.size();
+  for (const PeerInfo& info : infos) epoch = mix(epoch, info.nonce);
+  return epoch | 1;  // 0 means: not known yet
+}
+
+}  // namespace
+
+std::unique_ptr<Group> Group::join(std::shared_ptr<Domain> domain, Store& store, int rank, int size,
+                                   const GroupOptions& options) {
+  FVD_CHECK(size >= 1 && rank >= 0 && rank < size, kInvalidArgument, "rank ", rank, " of a group of ",
+            size);
+  FVD_CHECK(static_cast<std::size_t>(size) <= kMaxRanks, kUnsupported, "a group of ", size,
+            " ranks on one host; at most ", kMaxRanks, " are supported");
+  FVD_CHECK(domain->usable(), kAborted, "a forked child cannot join the group \"", options.name,
+            "\" with its parent's memory; start ranks with spawn");
+  std::unique_ptr<Group> group(new Group(std::move(domain), rank, options));
+  try {
+    group->meet(store, size);
+  } catch (const Error& error) {
+    group->break_with(error.kind(), error.what());
+    throw;
+  }
+  return group;
+}
+
+void Group::meet(Store& store, int size) {
+  const auto deadline = Clock::now() + options_.timeout;
+  const std::string where = text("group \"", options_.name, "\" as rank ", rank_, " of ", size);
+  // Ranks come in step, so the number of their joinings under this name agrees; keys of an earlier one on the
+  // same store are never read.
+  const auto generation = store.add("shm/joinings/" + std::to_string(rank_), 1);
+  const std::string prefix = "shm/" + std::to_string(generation) + "/";
+
+  PeerInfo own = domain_->describe();
+  own.nonce = random_nonce();
+  own.rank = static_cast<std::uint64_t>(rank_);
+  own.size = static_cast<std::uint64_t>(size);
+  own.slot = slot_index_;
+  store.set(info_key(prefix, rank_), own.serialize());
+  const auto infos = gather_infos(store, prefix, size, where, options_.timeout);
+  check_infos(infos, rank_, where);
+  const auto peers = domain_->peers_of(store, prefix, rank_, infos, deadline);
+
+  one_shot_bytes_ = own.one_shot_bytes;
+  pipeline_bytes_ = own.pipeline_bytes;
+  members_.reserve(infos.size());
+  for (std::size_t r = 0; r < infos.size(); ++r) {
+    Member member;
+    member.peer = peers[r];
+    member.slot_index = infos[r].slot;
+    member.slot = peers[r]->slot(infos[r].slot);
+    member.bells = peers[r]->bells(infos[r].slot);
+    member.global_rank = r < options_.global_ranks.size() ? options_.global_ranks[r] : static_cast<int>(r);
+    members_.push_back(std::move(member));
+    one_shot_bytes_ = std::min<std::size_t>(one_shot_bytes_, infos[r].one_shot_bytes);
+    pipeline_bytes_ = std::min<std::size_t>(pipeline_bytes_, infos[r].pipeline_bytes);
+  }
+  core_for_each_ = domain_->core_for_each(infos.size());
+  waiter_ = std::make_unique<Waiter>(domain_->self()->bells(slot_index_)->collective, core_for_each_,
+                                     domain_->options().spin_us);
+  epoch_ = epoch_of(infos);
+  slot_->state.epoch.store(epoch_, std::memory_order_seq_cst);
+  slot_->state.code.store(State::kActive, std::memory_order_seq_cst);
+  ring_everybody();
+  wait_all_active(where, deadline);
+  all_joined_ = true;
+  // Everybody has read them: whoever is active has.
+  store.remove(info_key(prefix, rank_));
+}
+
+void Group::wait_all_active(const std::string& where, Clock::time_point deadline) {
+  for (int r = 0; r < size(); ++r) {
+    const State& state = member(r).slot->state;
+    const auto ready = [&] {
+      const auto code = state.code.load(std::memory_order_seq_cst);
+      // A quick rank may have used the group and left it by now; its words still say that it was in.
+      return (code == State::kActive || code == State::kLeft) &&
+             state.epoch.load(std::memory_order_acquire) == epoch_;
+    };
+    waiter_->wait(ready, [&] {
+      check_rank(r, ready, "joining " + where);
+      FVD_CHECK(Clock::now() < deadline, kTimeout, "fastvideo: joining ", where, ": ",
+                describe_member(r), " did not finish joining in ", options_.timeout.count(), " ms");
+    });
+  }
+}
+
+}  // namespace fvd::shm

@@ -1,0 +1,91 @@
+#include "shm/peer.h"
+
+#include <unistd.h>
+
+#include <cstring>
+
+#include "comm/error.h"
+
+namespace fvd::shm {
+namespace {
+
+// Changes whenever PeerInfo, Slot, Layout, the outbox or the meaning of a word in them changes.
+constexpr char kMagic[] = "fvd-shm-1";
+constexpr std::size_t kMaxConnected = 4096;
+constexpr std::size_t kMaxBootId = 64;
+
+void put(std::string& out, std::uint64_t value) {
+  out.append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
+
+struct Reader {
+  const std::string& bytes;
+  std::size_t at = 0;
+
+  bool get(std::uint64_t& value) {
+    if (bytes.size() - at < sizeof(value)) return false;
+    std::memcpy(&value, bytes.data() + at, sizeof(value));
+    at += sizeof(value);
+    return true;
+  }
+  bool get(std::string& value, std::size_t limit) {
+    std::uint64_t length = 0;
+    if (!get(length) || length > limit || bytes.size() - at < length) return false;
+    value = bytes.substr(at, length);
+    at += length;
+    return true;
+  }
+};
+
+}  // namespace
+
+std::string PeerInfo::serialize() const {
+  std::string out(kMagic, sizeof(kMagic));
+  put(out, boot_id.size());
+  out += boot_id;
+  for (std::uint64_t value : {pid_namespace, uid, pid, start_time, domain[0], domain[1], nonce, rank,
+                              size, slot, slots, pipeline_bytes, one_shot_bytes}) {
+    put(out, value);
+  }
+  put(out, connected.size());
+  for (const DomainId& id : connected) {
+    put(out, id[0]);
+    put(out, id[1]);
+  }
+  return out;
+}
+
+PeerInfo PeerInfo::parse(const std::string& bytes, int rank) {
+  FVD_CHECK(bytes.size() >= sizeof(kMagic) && std::memcmp(bytes.data(), kMagic, sizeof(kMagic)) == 0,
+            kMismatch, "rank ", rank, " runs another version of fastvideo_dist than this rank (", kMagic,
+            "); install the same version for all ranks");
+  PeerInfo info;
+  Reader reader{bytes, sizeof(kMagic)};
+  bool ok = reader.get(info.boot_id, kMaxBootId);
+  for (std::uint64_t* value :
+       {&info.pid_namespace, &info.uid, &info.pid, &info.start_time, &info.domain[0], &info.domain[1],
+        &info.nonce, &info.rank, &info.size, &info.slot, &info.slots, &info.pipeline_bytes,
+        &info.one_shot_bytes}) {
+    ok = ok && reader.get(*value);
+  }
+  std::uint64_t connected = 0;
+  ok = ok && reader.get(connected) && connected <= kMaxConnected;
+  for (std::uint64_t i = 0; ok && i < connected; ++i) {
+    DomainId id{};
+    ok = reader.get(id[0]) && reader.get(id[1]);
+    info.connected.push_back(id);
+  }
+  // Sizes that could not be of a real domain would let an offset wrap around.
+  ok = ok && reader.at == bytes.size() && info.slots >= 1 && info.slots <= 65536 &&
+       info.slot < info.slots && info.pipeline_bytes >= kPageBytes &&
+       info.pipeline_bytes <= (std::uint64_t{1} << 30) && info.pipeline_bytes % kPageBytes == 0;
+  FVD_CHECK(ok, kMismatch, "what rank ", rank,
+            " put into the store to join the group is malformed; does something else write there?");
+  return info;
+}
+
+Peer::~Peer() {
+  if (pidfd != -1) close(pidfd);
+}
+
+}  // namespace fvd::shm
