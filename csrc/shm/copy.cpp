@@ -91,9 +91,8 @@ void for_parts(BasicBlock<Byte> block, std::size_t offset, std::size_t bytes, Bo
 }
 
 void check_range(std::size_t block_bytes, std::size_t offset, std::size_t bytes) {
-  FVD_CHECK(offset <= block_bytes && bytes <= block_bytes - offset, kInvalidArgument,
-            "copy of ", bytes, " bytes from offset ", offset, " on, of a block of ", block_bytes,
-            " bytes");
+  FVD_CHECK(offset <= block_bytes && bytes <= block_bytes - offset, kInvalidArgument, "copy of ",
+            bytes, " bytes from offset ", offset, " on, of a block of ", block_bytes, " bytes");
 }
 
 }  // namespace
@@ -109,6 +108,7 @@ void copy(Block to, ConstBlock from, CacheHint hint) {
   } else {
     copy_pieces(to, from, hint);
   }
+  if (hint == CacheHint::kStreaming) finish_streaming();
 }
 
 void copy_range(std::byte* to, ConstBlock from, std::size_t offset, std::size_t bytes,
@@ -120,6 +120,7 @@ void copy_range(std::byte* to, ConstBlock from, std::size_t offset, std::size_t 
               copy_runs(to, run_bytes, part, from.run_stride, runs, run_bytes, hint);
               to += runs * run_bytes;
             });
+  if (hint == CacheHint::kStreaming) finish_streaming();
 }
 
 void copy_range(Block to, std::size_t offset, const std::byte* from, std::size_t bytes,
@@ -130,6 +131,7 @@ void copy_range(Block to, std::size_t offset, const std::byte* from, std::size_t
     copy_runs(part, to.run_stride, from, run_bytes, runs, run_bytes, hint);
     from += runs * run_bytes;
   });
+  if (hint == CacheHint::kStreaming) finish_streaming();
 }
 
 }  // namespace fvd::shm

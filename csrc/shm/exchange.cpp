@@ -85,7 +85,9 @@ class Pipeline {
     const std::size_t pieces = exchange.same_for_all ? 1 : static_cast<std::size_t>(group.size());
     half_ = down_to_line(group.pipeline_bytes() / 2);
     piece_ = std::min(down_to_line(half_ / pieces), up_to_line(exchange.largest));
-    rounds_ = static_cast<std::int64_t>((exchange.largest + piece_ - 1) / piece_);
+    if (exchange.largest > 0) {
+      rounds_ = static_cast<std::int64_t>((exchange.largest + piece_ - 1) / piece_);
+    }
     std::size_t output = 0;
     for (const Block& block : exchange.receive) output += block.bytes();
     hint_ = output >= kStreamFrom ? CacheHint::kStreaming : CacheHint::kCached;

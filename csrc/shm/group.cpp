@@ -152,6 +152,7 @@ void Group::finish() noexcept {
 // --- failing ---------------------------------------------------------------------------------------
 
 void Group::break_with(Kind kind, const std::string& reason) noexcept {
+  if (!domain_->usable()) return;
   {
     std::lock_guard lock(reason_mutex_);
     if (broken_.load(std::memory_order_relaxed)) return;

@@ -90,6 +90,10 @@ Mailbox::Mailbox(Group& group) : group_(group) { own_ = group.outbox(); }
 Mailbox::~Mailbox() { close(); }
 
 void Mailbox::close() noexcept {
+  if (!group_.domain().usable()) {  // a forked child has neither this thread nor the memory nor the locks
+    static_cast<void>(thread_.release());
+    return;
+  }
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
@@ -103,14 +107,8 @@ void Mailbox::close() noexcept {
   }
   changed_.notify_all();
   ring_always(group_.own_bells().transfer);
-  if (thread_ != nullptr) {
-    if (group_.domain().usable()) {
-      thread_->join();
-      thread_.reset();
-    } else {
-      static_cast<void>(thread_.release());  // a forked child has no such thread
-    }
-  }
+  if (thread_ != nullptr) thread_->join();
+  thread_.reset();
 }
 
 std::unique_ptr<Transfer> Mailbox::send(ConstBlock data, DataType type, int destination, int tag) {

@@ -147,8 +147,6 @@ class ShmCommunicator final : public Communicator {
 
   void abort(const std::string& reason) noexcept override {
     group_->break_with(Kind::kAborted, reason);
-    ring_always(group_->own_bells().collective);
-    ring_always(group_->own_bells().transfer);
   }
 
   std::uint64_t sequence_number() const noexcept override {
