@@ -42,6 +42,11 @@ Domain::Domain(const DomainOptions& options, std::unique_ptr<Connector> connecto
       self_(std::make_shared<Peer>()),
       cores_(usable_cores()),
       reserved_(options.slots) {
+  FVD_CHECK(layout_.valid() && options_.one_shot_bytes <= Layout::kOneShotBytes, kInvalidArgument,
+            "shared memory for ", options_.slots, " slots with ", options_.staging_bytes,
+            " bytes of staging and one-shot messages of ", options_.one_shot_bytes,
+            " bytes; allowed are 1 to ", Layout::kMostSlots, " slots, ", Layout::kLeastPipelineBytes,
+            " to ", Layout::kMostPipelineBytes, " bytes and at most ", Layout::kOneShotBytes, " bytes");
   const SegmentKind kind = connector_->segment_kind();
   Peer& self = *self_;
   self.data_segment = Segment::create("fastvideo_dist-data", layout_.data_bytes(), kind);

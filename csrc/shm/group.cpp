@@ -110,6 +110,7 @@ void Group::wait_ready(int rank, Ready ready) {
     check_rank(rank, ready, attempt());
     if (call_->interrupt != nullptr && *call_->interrupt) (*call_->interrupt)();
     if (now >= deadline) throw_timeout(attempt(), missing_ranks(), timeout);
+    return deadline - now;
   });
 }
 

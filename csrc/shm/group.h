@@ -51,6 +51,7 @@ class Group {
   std::int64_t sequence() const noexcept { return sequence_.load(std::memory_order_relaxed); }
   bool core_for_each() const noexcept { return core_for_each_; }
   Domain& domain() noexcept { return *domain_; }
+  const std::shared_ptr<Domain>& shared_domain() const noexcept { return domain_; }
 
   // Sizes all ranks agreed on when they joined.
   std::size_t one_shot_bytes() const noexcept { return one_shot_bytes_; }

@@ -178,7 +178,10 @@ class Meeting {
     for (std::size_t i = 0; i < ranks_.size(); ++i) {
       if (ranks_[i] > rank_) peers_[i] = connect_to(i);
     }
-    if (meeting_place) accept_all(listener, meeting_place->secret());
+    if (meeting_place) {
+      accept_all(listener, meeting_place->secret());
+      store_.remove(key_prefix_ + "meet/" + std::to_string(rank_));
+    }
     return std::move(peers_);
   }
 
@@ -196,19 +199,28 @@ class Meeting {
     }
   }
 
+  /// Throws if rank ranks_[i] has died or time is up. `wait` milliseconds are given to it before.
+  void check_there(std::size_t i, const char* what, int wait = 0) {
+    pollfd pidfd{pidfds_[i].fd(), POLLIN, 0};
+    poll(&pidfd, 1, wait);
+    const auto pid = static_cast<pid_t>(info(i).pid);
+    FVD_CHECK(pidfd.revents == 0 && (pidfd.fd != -1 || !has_ended(pid, info(i).start_time)), kPeerLost,
+              describe(info(i), ranks_[i]), " ended while the group was being joined: ",
+              describe_state(pid, info(i).start_time));
+    FVD_CHECK(Clock::now() < deadline_, kTimeout, describe(info(i), ranks_[i]), " did not ", what,
+              " in time: it is in ", describe_state(pid, info(i).start_time));
+  }
+
   /// Waits for `fd` to become readable, or throws when rank ranks_[i] dies or time is up.
   void wait_readable(int fd, std::size_t i) {
-    pollfd fds[2] = {{fd, POLLIN, 0}, {pidfds_[i].fd(), POLLIN, 0}};
     while (true) {
+      pollfd fds[2] = {{fd, POLLIN, 0}, {pidfds_[i].fd(), POLLIN, 0}};
       const int ready = poll(fds, 2, milliseconds_until(deadline_));
-      if (ready == -1 && errno == EINTR) continue;
-      FVD_SYS_CHECK(ready, "waiting for ", describe(info(i), ranks_[i]));
-      if (fds[0].revents != 0) return;
-      FVD_CHECK(fds[1].revents == 0, kPeerLost, describe(info(i), ranks_[i]),
-                " ended while the group was being joined");
-      FVD_CHECK(ready != 0, kTimeout, describe(info(i), ranks_[i]),
-                " did not finish connecting in time: it is ",
-                describe_state(static_cast<pid_t>(info(i).pid), info(i).start_time));
+      FVD_SYS_CHECK(ready == -1 && errno != EINTR ? -1 : 0, "waiting for ",
+                    describe(info(i), ranks_[i]));
+      // A killed process hangs up its sockets, too: what can be read may be nothing.
+      if (ready > 0 && (fds[0].revents & POLLIN) != 0 && fds[1].revents == 0) return;
+      check_there(i, "answer");
     }
   }
 
@@ -242,17 +254,30 @@ class Meeting {
   std::shared_ptr<Peer> connect_to(std::size_t i) {
     const std::string key = key_prefix_ + "meet/" + std::to_string(ranks_[i]);
     const std::string path = wait_for_key(key, i);
-    const Secret secret = read_secret(path);
-    Socket connection(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+    Secret secret{};
+    try {
+      secret = read_secret(path);
+    } catch (const Error&) {
+      check_there(i, "open its socket");  // whoever dies takes its folder along, or a sweep does
+      throw;
+    }
+    Socket connection(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     FVD_SYS_CHECK(connection.fd(), "making a socket");
     const sockaddr_un address = address_of(path + "/socket");
-    FVD_SYS_CHECK(connect(connection.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)),
-                  "connecting to ", describe(info(i), ranks_[i]));
+    while (connect(connection.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == -1) {
+      const int reason = errno;
+      // EAGAIN: its queue is full, or it is stopped. A refusal is most often a death.
+      check_there(i, "accept a connection", reason == EAGAIN ? 1 : 0);
+      errno = reason;
+      FVD_SYS_CHECK(reason == EAGAIN || reason == EINTR ? 0 : -1, "connecting to ",
+                    describe(info(i), ranks_[i]));
+    }
     FVD_CHECK(is_process(connection.fd(), info(i)), kSystem, "the process at ", path, " is not ",
               describe(info(i), ranks_[i]), " of this user. Refused");
     send_hello(connection.fd(), hello_to(info(i), secret), mine_);
     wait_readable(connection.fd(), i);
     auto answer = receive_hello(connection.fd());
+    if (!answer) check_there(i, "answer");
     FVD_CHECK(answer && expected(answer->hello, info(i), secret), kSystem,
               describe(info(i), ranks_[i]), " refused the connection or gave a malformed answer");
     return make_peer(info(i), std::move(*answer), dup_pidfd(i));
@@ -260,15 +285,7 @@ class Meeting {
 
   /// The store cannot be polled together with a pidfd: slices, so that a death is not waited out.
   std::string wait_for_key(const std::string& key, std::size_t i) {
-    while (!store_.has(key)) {
-      pollfd fds[1] = {{pidfds_[i].fd(), POLLIN, 0}};
-      poll(fds, 1, 1);
-      FVD_CHECK(fds[0].revents == 0, kPeerLost, describe(info(i), ranks_[i]),
-                " ended while the group was being joined");
-      FVD_CHECK(Clock::now() < deadline_, kTimeout, describe(info(i), ranks_[i]),
-                " did not open its socket in time: it is ",
-                describe_state(static_cast<pid_t>(info(i).pid), info(i).start_time));
-    }
+    while (!store_.has(key)) check_there(i, "open its socket", 1);
     return store_.wait_for({key}, std::chrono::milliseconds(1000)).at(0);
   }
 
@@ -291,7 +308,6 @@ class Meeting {
     while (next_missing() != -1) {
       std::vector<pollfd> fds{{listener.fd(), POLLIN, 0}};
       for (const Socket& stranger : strangers) fds.push_back({stranger.fd(), POLLIN, 0});
-      const std::size_t first_pidfd = fds.size();
       for (const Socket& pidfd : pidfds_) fds.push_back({pidfd.fd(), POLLIN, 0});
       const int ready = poll(fds.data(), fds.size(), milliseconds_until(deadline_));
       if (ready == -1 && errno == EINTR) continue;
@@ -312,21 +328,12 @@ class Meeting {
           strangers.push_back(std::move(stranger));
         }
       }
-      give_up_on_the_dead(fds, first_pidfd, ready);
+      for (std::size_t i = 0; i < ranks_.size(); ++i) {
+        if (peers_[i] == nullptr || fds[fds.size() - pidfds_.size() + i].revents != 0) {
+          check_there(i, "connect");
+        }
+      }
     }
-  }
-
-  void give_up_on_the_dead(const std::vector<pollfd>& fds, std::size_t first_pidfd, int ready) {
-    for (std::size_t i = 0; i < ranks_.size(); ++i) {
-      FVD_CHECK(peers_[i] != nullptr || ranks_[i] > rank_ || fds[first_pidfd + i].revents == 0,
-                kPeerLost, describe(info(i), ranks_[i]), " ended while the group was being joined");
-    }
-    const int missing = next_missing();
-    FVD_CHECK(ready != 0 || missing == -1, kTimeout,
-              describe(info(static_cast<std::size_t>(missing)), ranks_[static_cast<std::size_t>(missing)]),
-              " did not connect in time: it is ",
-              describe_state(static_cast<pid_t>(info(static_cast<std::size_t>(missing)).pid),
-                             info(static_cast<std::size_t>(missing)).start_time));
   }
 
   /// Reads a stranger's hello; connects it if it is one of ours, else drops it.
@@ -337,7 +344,12 @@ class Meeting {
         if (peers_[i] != nullptr || ranks_[i] > rank_) continue;
         if (!expected(received->hello, info(i), secret)) continue;
         if (!is_process(stranger.fd(), info(i))) continue;
-        send_hello(stranger.fd(), hello_to(info(i), secret), mine_);
+        try {
+          send_hello(stranger.fd(), hello_to(info(i), secret), mine_);
+        } catch (const Error&) {
+          check_there(i, "take the answer");
+          throw;
+        }
         peers_[i] = make_peer(info(i), std::move(*received), dup_pidfd(i));
         return;
       }

@@ -150,6 +150,7 @@ void Group::wait_all_active(const std::string& where, Clock::time_point deadline
       check_rank(r, ready, "joining " + where);
       FVD_CHECK(Clock::now() < deadline, kTimeout, "fastvideo: joining ", where, ": ",
                 describe_member(r), " did not finish joining in ", options_.timeout.count(), " ms");
+      return deadline - Clock::now();
     });
   }
 }

@@ -57,6 +57,7 @@ class Mailbox::Handle : public Transfer {
       : mailbox_(std::move(mailbox)), item_(std::move(item)) {}
 
   ~Handle() override {
+    if (!mailbox_->domain_->usable()) return;
     std::lock_guard lock(mailbox_->mutex_);
     if (item_->done) return;
     // The memory is about to go away under a transfer that is half done.
@@ -85,15 +86,18 @@ class Mailbox::Handle : public Transfer {
   std::shared_ptr<Item> item_;
 };
 
-Mailbox::Mailbox(Group& group) : group_(group) { own_ = group.outbox(); }
+Mailbox::Mailbox(Group& group)
+    : group_(group), domain_(group.shared_domain()), own_(group.outbox()) {}
 
 Mailbox::~Mailbox() { close(); }
 
 void Mailbox::close() noexcept {
-  if (!group_.domain().usable()) {  // a forked child has neither this thread nor the memory nor the locks
+  if (!domain_->usable()) {  // a forked child has neither this thread nor the memory nor the locks
     static_cast<void>(thread_.release());
     return;
   }
+  if (closed_) return;  // by the communicator; the group is gone
+  closed_ = true;
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
@@ -159,7 +163,8 @@ bool Mailbox::drive_locked() {
   while (again) {
     again = false;
     for (auto it = items_.begin(); it != items_.end();) {
-      again = drive(**it) || again;
+      // A failed one is settled: its memory may be gone.
+      again = (!(*it)->settled && drive(**it)) || again;
       it = (*it)->settled ? items_.erase(it) : std::next(it);
     }
     moved = moved || again;
@@ -355,12 +360,13 @@ void Mailbox::wait(const std::shared_ptr<Item>& item, const Call& call) {
       if (deadline == Clock::time_point{}) deadline = now + timeout;
       if (call.interrupt != nullptr && *call.interrupt) (*call.interrupt)();
       std::lock_guard guard(mutex_);
-      if (item->done) return;
+      if (item->done) return Clock::duration(0);
       check(*item);
       if (!item->done && now >= deadline) {
         const std::vector<int> missing = item->peer < 0 ? std::vector<int>{} : std::vector<int>{item->peer};
         group_.throw_timeout(describe(*item), missing, timeout);
       }
+      return deadline - now;
     });
   } catch (const Error& error) {
     std::lock_guard guard(mutex_);
@@ -401,6 +407,7 @@ void Mailbox::run() {
       } catch (const Error& error) {
         fail_locked(error.kind(), error.what());
       }
+      return Clock::duration(std::chrono::hours(1));
     });
     lock.lock();
   }

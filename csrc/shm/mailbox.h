@@ -59,8 +59,10 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
     return *reinterpret_cast<const Outbox*>(group_.member(rank).outbox());
   }
 
-  Group& group_;
+  Group& group_;                    // gone once closed_
+  std::shared_ptr<Domain> domain_;  // outlives the group for transfers that do
   Outbox* own_ = nullptr;
+  bool closed_ = false;             // touched by the owner alone
 
   std::mutex mutex_;  // guards all below, and the outbox's words of this rank
   std::condition_variable changed_;

@@ -76,9 +76,8 @@ PeerInfo PeerInfo::parse(const std::string& bytes, int rank) {
     info.connected.push_back(id);
   }
   // Sizes that could not be of a real domain would let an offset wrap around.
-  ok = ok && reader.at == bytes.size() && info.slots >= 1 && info.slots <= 65536 &&
-       info.slot < info.slots && info.pipeline_bytes >= kPageBytes &&
-       info.pipeline_bytes <= (std::uint64_t{1} << 30) && info.pipeline_bytes % kPageBytes == 0;
+  ok = ok && reader.at == bytes.size() && info.layout().valid() && info.slot < info.slots &&
+       info.one_shot_bytes <= Layout::kOneShotBytes;
   FVD_CHECK(ok, kMismatch, "what rank ", rank,
             " put into the store to join the group is malformed; does something else write there?");
   return info;

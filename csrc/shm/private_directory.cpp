@@ -27,21 +27,24 @@ struct Descriptor {
   }
 };
 
+/// Only a real folder of ours is touched, and only the two names we put into one.
 void remove_directory(const std::string& path) noexcept {
-  unlink((path + "/socket").c_str());
-  unlink((path + "/secret").c_str());
+  const Descriptor folder{open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+  struct stat status {};
+  if (folder.fd == -1 || fstat(folder.fd, &status) == -1 || status.st_uid != geteuid()) return;
+  unlinkat(folder.fd, "socket", 0);
+  unlinkat(folder.fd, "secret", 0);
   rmdir(path.c_str());
 }
 
-std::string own_prefix(pid_t pid) {
-  return text(kPrefix, geteuid(), "-", pid, "-", start_time(pid), "-");
-}
+/// What begins the names of this user's folders in this PID namespace, where alone a pid says who made one.
+std::string our_prefix() { return text(kPrefix, geteuid(), "-", pid_namespace(), "-"); }
 
 /// Removes what processes of ours that were killed while joining have left. Names carry pid and start time.
 void sweep(const std::string& parent) {
   DIR* folder = opendir(parent.c_str());
   if (folder == nullptr) return;
-  const std::string ours = text(kPrefix, geteuid(), "-");
+  const std::string ours = our_prefix();
   while (const dirent* entry = readdir(folder)) {
     const std::string name = entry->d_name;
     if (name.compare(0, ours.size(), ours) != 0) continue;
@@ -57,7 +60,8 @@ void sweep(const std::string& parent) {
 
 PrivateDirectory::PrivateDirectory(const std::string& parent) {
   sweep(parent);
-  std::string pattern = parent + "/" + own_prefix(getpid()) + "XXXXXX";
+  std::string pattern =
+      text(parent, "/", our_prefix(), getpid(), "-", start_time(getpid()), "-XXXXXX");
   FVD_CHECK(pattern.size() + sizeof("/socket") < sizeof(sockaddr_un::sun_path), kSystem,
             "the path ", pattern, " is too long for a Unix socket; set "
             "FASTVIDEO_DIST_SOCKET_DIRECTORY to a shorter one");

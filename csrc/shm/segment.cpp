@@ -45,6 +45,7 @@ std::byte* map(int fd, std::size_t bytes, bool writable) {
 Segment Segment::create(const std::string& label, std::size_t bytes, SegmentKind kind) {
   Segment segment;
   segment.bytes_ = bytes;
+  segment.owner_ = getpid();
   if (kind == SegmentKind::kSealed) {
     segment.fd_ = make_memfd(label);
     FVD_SYS_CHECK(segment.fd_, "memfd_create for ", label);
@@ -68,6 +69,7 @@ Segment Segment::attach(int fd, std::size_t bytes, bool writable) {
   FVD_CHECK(static_cast<std::size_t>(status.st_size) == bytes, kSystem, "a peer's segment has ",
             status.st_size, " bytes, expected ", bytes);
   segment.bytes_ = bytes;
+  segment.owner_ = getpid();
   segment.data_ = map(fd, bytes, writable);
   FVD_SYS_CHECK(segment.data_ == nullptr ? -1 : 0, "mapping ", bytes, " bytes of a peer");
   close(std::exchange(segment.fd_, -1));  // the mapping keeps the memory
@@ -82,6 +84,7 @@ Segment& Segment::operator=(Segment&& other) noexcept {
     data_ = std::exchange(other.data_, nullptr);
     bytes_ = std::exchange(other.bytes_, 0);
     fd_ = std::exchange(other.fd_, -1);
+    owner_ = other.owner_;
   }
   return *this;
 }
@@ -89,7 +92,7 @@ Segment& Segment::operator=(Segment&& other) noexcept {
 Segment::~Segment() { release(); }
 
 void Segment::release() noexcept {
-  if (data_ != nullptr) munmap(data_, bytes_);
+  if (data_ != nullptr && owner_ == getpid()) munmap(data_, bytes_);
   if (fd_ != -1) close(fd_);
   data_ = nullptr;
   fd_ = -1;

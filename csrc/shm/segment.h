@@ -5,6 +5,8 @@
 // addresses and sees races only where all ranks share one mapping.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstddef>
 #include <string>
 
@@ -47,6 +49,7 @@ class Segment {
   std::byte* data_ = nullptr;
   std::size_t bytes_ = 0;
   int fd_ = -1;
+  pid_t owner_ = 0;  // a forked child has not inherited the mapping and must not unmap what took its place
 };
 
 }  // namespace fvd::shm

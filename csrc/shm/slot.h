@@ -122,6 +122,16 @@ struct Layout {
   static constexpr std::size_t kOneShotBytes = 64 << 10;  // per parity
   static constexpr std::size_t kOutboxBytes = (sizeof(Outbox) + kPageBytes - 1) / kPageBytes * kPageBytes;
 
+  static constexpr std::size_t kMostSlots = 65536;
+  // A half of the pipeline area has to hold a cache line pair of every rank and one more.
+  static constexpr std::size_t kLeastPipelineBytes = 2 * kLineBytes * (kMaxRanks + 1);
+  static constexpr std::size_t kMostPipelineBytes = std::size_t{1} << 30;
+
+  bool valid() const {
+    return slots >= 1 && slots <= kMostSlots && pipeline_bytes >= kLeastPipelineBytes &&
+           pipeline_bytes <= kMostPipelineBytes && pipeline_bytes % kPageBytes == 0;
+  }
+
   std::size_t slot_offset(std::size_t slot) const { return kHeaderBytes + slot * sizeof(Slot); }
   std::size_t staging_bytes() const {
     return 2 * kOneShotBytes + pipeline_bytes + kOutboxBytes;

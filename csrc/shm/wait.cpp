@@ -15,7 +15,7 @@ namespace fvd::shm {
 namespace {
 
 // The longest a lost wake-up, a dead peer the watcher missed or a deadline can stay unnoticed.
-constexpr timespec kSleepSlice{0, 100 * 1000 * 1000};
+constexpr std::chrono::nanoseconds kSleepSlice = std::chrono::milliseconds(100);
 
 /// The CPU quota of the cgroup in whole cores, rounded up; 0 if there is none.
 int quota_cores() {
@@ -50,9 +50,11 @@ void ring_always(Bell& bell) noexcept {
   syscall(SYS_futex, &bell.rings, FUTEX_WAKE, INT_MAX, nullptr, nullptr, 0);
 }
 
-void Waiter::sleep_once(std::uint32_t rings) noexcept {
+void Waiter::sleep_once(std::uint32_t rings, Clock::duration longest) noexcept {
+  const auto slice = std::clamp<std::chrono::nanoseconds>(longest, std::chrono::nanoseconds(0), kSleepSlice);
+  const timespec relative{0, static_cast<long>(slice.count())};  // below one second
   // EAGAIN (rung meanwhile), EINTR (a signal) and ETIMEDOUT all mean: look again.
-  syscall(SYS_futex, &bell_->rings, FUTEX_WAIT, rings, &kSleepSlice, nullptr, 0);
+  syscall(SYS_futex, &bell_->rings, FUTEX_WAIT, rings, &relative, nullptr, 0);
 }
 
 void Waiter::yield_core() noexcept { sched_yield(); }

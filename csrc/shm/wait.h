@@ -34,7 +34,7 @@ class Waiter {
       : bell_(&bell), spin_(core_for_each ? spin : std::chrono::microseconds(0)) {}
 
   /// Returns once `ready()`. `check()` runs about every 100 ms and after every wake-up or signal while it
-  /// is not; it may throw to give up.
+  /// is not; it may throw to give up, and returns how long may be slept at most before it is due again.
   template <typename Ready, typename Check>
   void wait(Ready&& ready, Check&& check) {
     if (spin_.count() != 0 && spin(ready)) return;
@@ -56,8 +56,8 @@ class Waiter {
   template <typename Ready, typename Check>
   void sleep(Ready& ready, Check& check);
 
-  /// FUTEX_WAIT on the bell for at most 100 ms while it still shows `rings`.
-  void sleep_once(std::uint32_t rings) noexcept;
+  /// FUTEX_WAIT on the bell while it still shows `rings`, for at most `longest` and 100 ms.
+  void sleep_once(std::uint32_t rings, Clock::duration longest) noexcept;
   static void yield_core() noexcept;
 
   Bell* bell_;
@@ -129,8 +129,7 @@ void Waiter::sleep(Ready& ready, Check& check) {
     // Read before `ready`: a ring that comes after the look makes FUTEX_WAIT return at once.
     const std::uint32_t rings = bell_->rings.load(std::memory_order_seq_cst);
     if (ready()) return;
-    check();
-    sleep_once(rings);
+    sleep_once(rings, check());
   }
 }
 

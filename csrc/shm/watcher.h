@@ -19,7 +19,8 @@ class Watcher {
   explicit Watcher(std::function<void()> on_death);
   ~Watcher();
 
-  /// Holds the peer weakly: forgotten with its last group.
+  /// Holds the peer until it dies or the next one is to be watched; does not keep it from being forgotten
+  /// for good.
   void watch(const std::shared_ptr<Peer>& peer);
 
   /// Lets go of the thread in a forked child, where it does not exist.
