@@ -22,8 +22,8 @@ struct DomainOptions {
   std::size_t staging_bytes = 2 << 20;    // per group in use, reserved at its first large call
   std::size_t one_shot_bytes = 32 << 10;  // above it a call goes through the pipeline
   std::chrono::microseconds spin_us{
-      20};                       // busy wait before yielding; 0 where ranks outnumber cores
-  std::string socket_directory{"/tmp"};   // for the handshake of a new pair of processes
+      20};                               // busy wait before yielding; 0 where ranks outnumber cores
+  std::string socket_directory{"/tmp"};  // for the handshake of a new pair of processes
 };
 
 }  // namespace fvd

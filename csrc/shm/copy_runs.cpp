@@ -16,8 +16,7 @@ namespace {
 
 constexpr std::size_t kVector = 16;
 constexpr std::size_t kLine = 64;
-constexpr std::size_t kShortRun = 256;     // up to here copied inline
-constexpr std::size_t kStreamedRun = 512;  // from here on runs go around the caches
+constexpr std::size_t kShortRun = 256;  // up to here copied inline
 
 template <std::size_t Bytes>
 inline void copy_fixed(std::byte* to, const std::byte* from) {
@@ -72,6 +71,8 @@ inline void stream(std::byte* to, const std::byte* from, std::size_t bytes) {
   }
   if (bytes > 0) std::memcpy(to, from, bytes);
 }
+
+constexpr std::size_t kStreamedRun = 512;  // from here on runs go around the caches
 
 /// Long runs, and shorter ones that are whole lines.
 bool worth_streaming(const std::byte* to, std::size_t to_stride, std::size_t run_bytes) {

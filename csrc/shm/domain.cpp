@@ -26,7 +26,8 @@ DomainId random_id() {
 }
 
 volatile unsigned char* page_wiped_on_fork() {
-  void* page = mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* page =
+      mmap(nullptr, kPageBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   FVD_SYS_CHECK(page == MAP_FAILED ? -1 : 0, "mapping a page");
   madvise(page, kPageBytes, MADV_WIPEONFORK);
   *static_cast<unsigned char*>(page) = 1;
@@ -45,14 +46,16 @@ Domain::Domain(const DomainOptions& options, std::unique_ptr<Connector> connecto
   FVD_CHECK(layout_.valid() && options_.one_shot_bytes <= Layout::kOneShotBytes, kInvalidArgument,
             "shared memory for ", options_.slots, " slots with ", options_.staging_bytes,
             " bytes of staging and one-shot messages of ", options_.one_shot_bytes,
-            " bytes; allowed are 1 to ", Layout::kMostSlots, " slots, ", Layout::kLeastPipelineBytes,
-            " to ", Layout::kMostPipelineBytes, " bytes and at most ", Layout::kOneShotBytes, " bytes");
+            " bytes; allowed are 1 to ", Layout::kMostSlots, " slots, ",
+            Layout::kLeastPipelineBytes, " to ", Layout::kMostPipelineBytes, " bytes and at most ",
+            Layout::kOneShotBytes, " bytes");
   const SegmentKind kind = connector_->segment_kind();
   Peer& self = *self_;
   self.data_segment = Segment::create("fastvideo_dist-data", layout_.data_bytes(), kind);
   self.control_segment = Segment::create("fastvideo_dist-bells", layout_.control_bytes(), kind);
   self.control_segment.reserve(0, layout_.control_bytes());
-  // After these seals no other process can map the data writable: single writer, by the kernel's word.
+  // After these seals no other process can map the data writable: single writer, by the kernel's
+  // word.
   self.data_segment.seal(true);
   self.control_segment.seal(false);
   self.data = self.data_segment.data();
@@ -84,8 +87,8 @@ std::size_t Domain::take_slot() {
   std::lock_guard lock(mutex_);
   collect_drained();
   std::size_t index = 0;
-  // Used slots rest as long as there are fresh ones: a straggler that still looks at one sees that its
-  // owner left rather than somebody else's group.
+  // Used slots rest as long as there are fresh ones: a straggler that still looks at one sees that
+  // its owner left rather than somebody else's group.
   if (untouched_ < layout_.slots) {
     if (untouched_ % kSlotsPerReserve == 0) {
       const std::size_t count = std::min(kSlotsPerReserve, layout_.slots - untouched_);
@@ -108,7 +111,8 @@ std::size_t Domain::take_slot() {
   words.progress.reduced.store(0, std::memory_order_relaxed);
   words.progress.consumed.store(0, std::memory_order_relaxed);
   words.progress.completed.store(0, std::memory_order_relaxed);
-  if ((reserved_[index] & (1U << static_cast<unsigned>(Staging::kOutbox))) != 0) clear_outbox(index);
+  if ((reserved_[index] & (1U << static_cast<unsigned>(Staging::kOutbox))) != 0)
+    clear_outbox(index);
   words.state.epoch.store(0, std::memory_order_relaxed);
   words.state.code.store(State::kJoining, std::memory_order_seq_cst);
   return index;
@@ -184,7 +188,8 @@ std::shared_ptr<Peer> Domain::known(const PeerInfo& info) {
   std::lock_guard lock(mutex_);
   const auto found = peers_.find(info.domain);
   if (found == peers_.end() || found->second->dead.load()) return nullptr;
-  // Both sides must have kept the connection: an attempt that failed half way is made again by both.
+  // Both sides must have kept the connection: an attempt that failed half way is made again by
+  // both.
   const bool mutual = std::find(info.connected.begin(), info.connected.end(), self_->info.domain) !=
                       info.connected.end();
   return mutual ? found->second : nullptr;

@@ -1,5 +1,5 @@
-// Everything of a process that its groups share: its two segments, the mappings of its peers and the
-// watcher of their deaths. A group is light: it takes a slot here.
+// Everything of a process that its groups share: its two segments, the mappings of its peers and
+// the watcher of their deaths. A group is light: it takes a slot here.
 #pragma once
 
 #include <functional>
@@ -26,8 +26,8 @@ class Connector {
   virtual ~Connector() = default;
   virtual SegmentKind segment_kind() const = 0;
 
-  /// Connects `mine` with every rank in `ranks` (of `infos`, one per rank of the group); both sides call
-  /// it for each other. Returns one peer per entry of `ranks`. Only here are sockets open.
+  /// Connects `mine` with every rank in `ranks` (of `infos`, one per rank of the group); both sides
+  /// call it for each other. Returns one peer per entry of `ranks`. Only here are sockets open.
   /// @throws Error(kTimeout, kPeerLost, kSystem) naming the rank
   virtual std::vector<std::shared_ptr<Peer>> connect(Domain& mine, Store& store,
                                                      const std::string& key_prefix, int rank,
@@ -57,12 +57,14 @@ class Domain {
   enum class Staging { kOneShot, kPipeline, kOutbox };
   void reserve(std::size_t slot, Staging part);
 
-  /// The peers of a group, one per rank, in order; new ones are connected first. infos[rank] is ours.
+  /// The peers of a group, one per rank, in order; new ones are connected first. infos[rank] is
+  /// ours.
   std::vector<std::shared_ptr<Peer>> peers_of(Store& store, const std::string& key_prefix, int rank,
                                               const std::vector<PeerInfo>& infos,
                                               Clock::time_point deadline);
 
-  /// What a joining rank publishes about this domain; slot, rank, size and nonce are the caller's to set.
+  /// What a joining rank publishes about this domain; slot, rank, size and nonce are the caller's
+  /// to set.
   PeerInfo describe();
 
   const std::shared_ptr<Peer>& self() const noexcept { return self_; }
@@ -88,7 +90,8 @@ class Domain {
   std::unique_ptr<Connector> connector_;
   std::shared_ptr<Peer> self_;
   const int cores_;
-  // One page the kernel hands to a forked child as zeroes (MADV_WIPEONFORK): the cheapest way to know.
+  // One page the kernel hands to a forked child as zeroes (MADV_WIPEONFORK): the cheapest way to
+  // know.
   volatile unsigned char* alive_ = nullptr;
 
   std::mutex mutex_;
@@ -96,11 +99,11 @@ class Domain {
     std::size_t slot;
     std::function<bool()> drained;
   };
-  std::size_t ranks_seen_ = 1;                        // guarded by mutex_, as all below
-  std::size_t untouched_ = 0;                         // slots from here on were never used
-  std::vector<std::size_t> free_;                     // used before; oldest first
+  std::size_t ranks_seen_ = 1;     // guarded by mutex_, as all below
+  std::size_t untouched_ = 0;      // slots from here on were never used
+  std::vector<std::size_t> free_;  // used before; oldest first
   std::vector<Returned> draining_;
-  std::vector<unsigned char> reserved_;               // per slot, a bit per Staging
+  std::vector<unsigned char> reserved_;  // per slot, a bit per Staging
   std::map<DomainId, std::shared_ptr<Peer>> peers_;
   std::unique_ptr<Watcher> watcher_;  // last: its thread uses the members above
 };

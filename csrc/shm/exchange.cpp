@@ -8,8 +8,8 @@
 namespace fvd::shm {
 namespace {
 
-// Outputs above this do not stay in the caches until somebody reads them; measured on one core's 1 to 2 MiB
-// of second-level cache, see docs/shared_memory.md.
+// Outputs above this do not stay in the caches until somebody reads them; measured on one core's 1
+// to 2 MiB of second-level cache, see docs/shared_memory.md.
 constexpr std::size_t kStreamFrom = 4 << 20;
 
 constexpr std::size_t up_to_line(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -60,8 +60,8 @@ void copy_own(const Group& group, const Exchange& exchange, CacheHint hint) {
   if (from.data != exchange.receive[rank].data) copy(exchange.receive[rank], from, hint);
 }
 
-/// Everything fits the line or the one-shot area: staged before the announcement, which then is the only
-/// thing to wait for.
+/// Everything fits the line or the one-shot area: staged before the announcement, which then is the
+/// only thing to wait for.
 void run_one_shot(Group& group, const Exchange& exchange, std::size_t piece) {
   const std::size_t pieces = exchange.same_for_all ? 1 : static_cast<std::size_t>(group.size());
   const bool in_line = piece * pieces <= kInlineBytes;
@@ -74,8 +74,8 @@ void run_one_shot(Group& group, const Exchange& exchange, std::size_t piece) {
   for (int step = 1; step < group.size(); ++step) {
     const int owner = (group.rank() + step) % group.size();
     if (!reads(exchange, group.rank(), owner)) continue;
-    fetch(group, exchange, owner, in_line ? group.inline_payload(owner) : group.one_shot(owner), 0, piece,
-          CacheHint::kCached);
+    fetch(group, exchange, owner, in_line ? group.inline_payload(owner) : group.one_shot(owner), 0,
+          piece, CacheHint::kCached);
   }
 }
 
@@ -147,7 +147,8 @@ struct Lengths {
   throw Error(Kind::kMismatch,
               text("fastvideo: ", group.attempt(), ": ranks disagree on the splits: rank ", from,
                    " sends ", sent / element_bytes, " elements to rank ", to, ", which expects ",
-                   expected / element_bytes, ". No output was touched.\nGroup is now unusable; "
+                   expected / element_bytes,
+                   ". No output was touched.\nGroup is now unusable; "
                    "destroy_process_group() and init again."));
 }
 

@@ -1,6 +1,6 @@
-// The one mover behind broadcast, all_gather, gather, scatter and all_to_all: everybody lays its blocks into
-// its own staging area, everybody copies what it is owed out of the others'. Two copies per byte, none before
-// or after: blocks are read and written in their final layouts.
+// The one mover behind broadcast, all_gather, gather, scatter and all_to_all: everybody lays its
+// blocks into its own staging area, everybody copies what it is owed out of the others'. Two copies
+// per byte, none before or after: blocks are read and written in their final layouts.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,8 @@ namespace fvd::shm {
 
 /// One rank's part of an exchange.
 struct Exchange {
-  /// What this rank sends: one block per rank, or a single one that goes to all (`same_for_all`), or none.
+  /// What this rank sends: one block per rank, or a single one that goes to all (`same_for_all`),
+  /// or none.
   std::span<const ConstBlock> send;
   /// What it receives: one block per sending rank, own one included; or none.
   std::span<const Block> receive;

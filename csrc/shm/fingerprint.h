@@ -1,4 +1,5 @@
-// The check that all ranks call the same thing. It rides in the cache line a peer has to read anyway.
+// The check that all ranks call the same thing. It rides in the cache line a peer has to read
+// anyway.
 #pragma once
 
 #include <bit>
@@ -9,15 +10,16 @@
 
 namespace fvd::shm {
 
-/// One step of a multiply-xor hash; 64-bit mixing constants of splitmix64 (Steele, Lea, Flood 2014).
+/// One step of a multiply-xor hash; 64-bit mixing constants of splitmix64 (Steele, Lea, Flood
+/// 2014).
 constexpr std::uint64_t mix(std::uint64_t hash, std::uint64_t value) noexcept {
   hash = (hash ^ value) * 0xbf58476d1ce4e5b9ULL;
   return hash ^ (hash >> 29);
 }
 
-/// Equal on two ranks exactly (but for 1 in 2^64) if they call the same collective with the same reduce op,
-/// dtype, count and root, as the same in order, in the same group. Shapes do not count: (2, 3) and (3, 2)
-/// may be reduced together.
+/// Equal on two ranks exactly (but for 1 in 2^64) if they call the same collective with the same
+/// reduce op, dtype, count and root, as the same in order, in the same group. Shapes do not count:
+/// (2, 3) and (3, 2) may be reduced together.
 inline std::uint64_t fingerprint(const Record& record, std::uint64_t epoch,
                                  std::int64_t sequence) noexcept {
   const auto words = static_cast<std::uint64_t>(record.op) |

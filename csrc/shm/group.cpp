@@ -7,6 +7,12 @@
 #include "shm/process.h"
 
 namespace fvd::shm {
+namespace {
+
+// After that long, or a quarter of the timeout, one line says who is waited for.
+constexpr std::chrono::milliseconds kPatience{10 * 1000};
+
+}  // namespace
 
 Group::Group(std::shared_ptr<Domain> domain, int rank, const GroupOptions& options)
     : domain_(std::move(domain)), options_(options), rank_(rank) {
@@ -38,7 +44,8 @@ Group::~Group() {
   domain_->return_slot(slot_index_, done);
 }
 
-// --- the steps of a collective ---------------------------------------------------------------------
+// --- the steps of a collective
+// ---------------------------------------------------------------------
 
 void Group::begin(const Record& record, const Call& call) {
   check_usable();
@@ -93,8 +100,8 @@ void Group::ring_everybody() noexcept {
 }
 
 void Group::announce() {
-  // Release: pairs with the load in wait_announced_by; publishes record, fingerprint, payload and the
-  // one-shot area. Sequentially consistent for `ring`.
+  // Release: pairs with the load in wait_announced_by; publishes record, fingerprint, payload and
+  // the one-shot area. Sequentially consistent for `ring`.
   line_->sequence.store(sequence(), std::memory_order_seq_cst);
   if (broken()) line_->sequence.store(kGaveUp, std::memory_order_seq_cst);  // aborted meanwhile
   ring_collective();
@@ -104,12 +111,18 @@ template <typename Ready>
 void Group::wait_ready(int rank, Ready ready) {
   Clock::time_point deadline{};  // read when the wait turns out to be a long one
   const auto timeout = call_->timeout.count() > 0 ? call_->timeout : options_.timeout;
+  const auto patience = std::min<std::chrono::milliseconds>(timeout / 4, kPatience);
+  bool noticed = false;
   waiter_->wait(ready, [&] {
     const auto now = Clock::now();
     if (deadline == Clock::time_point{}) deadline = now + timeout;
     check_rank(rank, ready, attempt());
     if (call_->interrupt != nullptr && *call_->interrupt) (*call_->interrupt)();
     if (now >= deadline) throw_timeout(attempt(), missing_ranks(), timeout);
+    if (!noticed && now >= deadline - timeout + patience) {
+      noticed = true;
+      notice_late(patience);
+    }
     return deadline - now;
   });
 }
@@ -134,8 +147,7 @@ void Group::check_fingerprints() {
 
 void Group::publish(Word word, std::int64_t round) {
   // Pairs with the load in wait_for.
-  (slot_->progress.*word)
-      .store((sequence() << kRoundBits) + round + 1, std::memory_order_seq_cst);
+  (slot_->progress.*word).store((sequence() << kRoundBits) + round + 1, std::memory_order_seq_cst);
   ring_collective();
 }
 
@@ -146,11 +158,13 @@ void Group::wait_for(int rank, Word word, std::int64_t round) {
 }
 
 void Group::finish() noexcept {
-  // Release: pairs with the look of whoever wants to use our slot again after this rank has read it.
+  // Release: pairs with the look of whoever wants to use our slot again after this rank has read
+  // it.
   slot_->progress.completed.store(sequence(), std::memory_order_release);
 }
 
-// --- failing ---------------------------------------------------------------------------------------
+// --- failing
+// ---------------------------------------------------------------------------------------
 
 void Group::break_with(Kind kind, const std::string& reason) noexcept {
   if (!domain_->usable()) return;
@@ -175,9 +189,10 @@ void Group::break_with(Kind kind, const std::string& reason) noexcept {
 }
 
 void Group::check_usable() {
-  FVD_CHECK(domain_->usable(), kAborted, where(),
-            ": a forked child cannot use the process group of its parent; start ranks with spawn, or "
-            "call init_process_group in the child");
+  FVD_CHECK(
+      domain_->usable(), kAborted, where(),
+      ": a forked child cannot use the process group of its parent; start ranks with spawn, or "
+      "call init_process_group in the child");
   if (!broken()) [[likely]]
     return;
   std::lock_guard lock(reason_mutex_);

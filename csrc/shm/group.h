@@ -1,7 +1,8 @@
-// One rank's view of one group: everybody's words, what it announces, what it waits for, how it fails.
+// One rank's view of one group: everybody's words, what it announces, what it waits for, how it
+// fails.
 //
-// It knows no data movement. A collective is: begin, announce, wait_announced, then rounds of publish and
-// wait_for, then finish.
+// It knows no data movement. A collective is: begin, announce, wait_announced, then rounds of
+// publish and wait_for, then finish.
 #pragma once
 
 #include <atomic>
@@ -31,16 +32,19 @@ struct Member {
   const std::byte* one_shot(int parity) const {
     return peer->data + peer->layout().one_shot_offset(slot_index, parity);
   }
-  const std::byte* pipeline() const { return peer->data + peer->layout().pipeline_offset(slot_index); }
+  const std::byte* pipeline() const {
+    return peer->data + peer->layout().pipeline_offset(slot_index);
+  }
   const std::byte* outbox() const { return peer->data + peer->layout().outbox_offset(slot_index); }
 };
 
-/// Threads: one collective at a time; `abort`, `broken` and the checks of transfers from any thread.
+/// Threads: one collective at a time; `abort`, `broken` and the checks of transfers from any
+/// thread.
 class Group {
  public:
   /// Collective. See make_communicator for what it throws.
-  static std::unique_ptr<Group> join(std::shared_ptr<Domain> domain, Store& store, int rank, int size,
-                                     const GroupOptions& options);
+  static std::unique_ptr<Group> join(std::shared_ptr<Domain> domain, Store& store, int rank,
+                                     int size, const GroupOptions& options);
   ~Group();
 
   int rank() const noexcept { return rank_; }
@@ -66,8 +70,8 @@ class Group {
   const std::byte* inline_payload(int rank) const noexcept {
     return member(rank).slot->lines[parity_].payload;
   }
-  /// This rank's one-shot area of this collective, safe to write: what the others may still read lies in
-  /// the other half.
+  /// This rank's one-shot area of this collective, safe to write: what the others may still read
+  /// lies in the other half.
   std::byte* one_shot();
   const std::byte* one_shot(int rank) const { return member(rank).one_shot(parity_); }
   std::byte* pipeline();
@@ -97,15 +101,15 @@ class Group {
 
   // --- failing -----------------------------------------------------------------------------------
 
-  /// Breaks the group for good, here and (as soon as they look) on all ranks. Never throws. The first
-  /// reason stays.
+  /// Breaks the group for good, here and (as soon as they look) on all ranks. Never throws. The
+  /// first reason stays.
   void break_with(Kind kind, const std::string& reason) noexcept;
   bool broken() const noexcept { return broken_.load(std::memory_order_acquire); }
   /// @throws kAborted with the first reason if the group is broken or this is a forked child
   void check_usable();
 
-  /// To be called while waiting for `rank` (-1: for anybody) in vain. `ready` is looked at once more before
-  /// a dead or departed rank is blamed: it may have done its part first.
+  /// To be called while waiting for `rank` (-1: for anybody) in vain. `ready` is looked at once
+  /// more before a dead or departed rank is blamed: it may have done its part first.
   template <typename Ready>
   void check_rank(int rank, Ready&& ready, const std::string& attempt) {
     check_broken(attempt);
@@ -118,8 +122,8 @@ class Group {
   [[noreturn]] void throw_timeout(const std::string& attempt, const std::vector<int>& missing,
                                   std::chrono::milliseconds waited);
 
-  std::string attempt() const;                  // "all_reduce(SUM, float32 x 8) seq 3 on group \"tp\" ..."
-  std::string where() const;                    // "group \"tp\", rank 1 of 4"
+  std::string attempt() const;  // "all_reduce(SUM, float32 x 8) seq 3 on group \"tp\" ..."
+  std::string where() const;    // "group \"tp\", rank 1 of 4"
   std::string describe_member(int rank) const;  // "rank 2 (pid 8812)"
 
   void ring_collective();
@@ -147,6 +151,8 @@ class Group {
   [[noreturn]] void throw_gone(int rank, const std::string& attempt);
   [[noreturn]] void throw_mismatch();
   std::vector<int> missing_ranks() const;
+  std::string list_ranks(const std::vector<int>& missing) const;
+  void notice_late(std::chrono::milliseconds waited) const;
   std::string last_finished(int rank) const;
 
   std::shared_ptr<Domain> domain_;

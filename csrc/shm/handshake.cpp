@@ -1,8 +1,9 @@
-// Connects two processes: each hands the other its two memfds over a Unix socket, after both have shown that
-// they are who the store said (kernel credentials) and can read the listener's private directory (secret).
+// Connects two processes: each hands the other its two memfds over a Unix socket, after both have
+// shown that they are who the store said (kernel credentials) and can read the listener's private
+// directory (secret).
 //
-// Rank j listens for the unconnected ranks below it and connects to those above it, so no pair meets twice
-// and the chain of waiting ends at the highest rank.
+// Rank j listens for the unconnected ranks below it and connects to those above it, so no pair
+// meets twice and the chain of waiting ends at the highest rank.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -117,9 +118,9 @@ std::optional<Received> receive_hello(int socket) {
       }
     }
   }
-  const bool whole = bytes == sizeof(Hello) && (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 &&
-                     descriptors.size() == 2 &&
-                     std::memcmp(received.hello.magic, kMagic, sizeof(kMagic)) == 0;
+  const bool whole =
+      bytes == sizeof(Hello) && (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 &&
+      descriptors.size() == 2 && std::memcmp(received.hello.magic, kMagic, sizeof(kMagic)) == 0;
   if (!whole) return std::nullopt;
   received.data = std::move(descriptors[0]);
   received.control = std::move(descriptors[1]);
@@ -204,9 +205,9 @@ class Meeting {
     pollfd pidfd{pidfds_[i].fd(), POLLIN, 0};
     poll(&pidfd, 1, wait);
     const auto pid = static_cast<pid_t>(info(i).pid);
-    FVD_CHECK(pidfd.revents == 0 && (pidfd.fd != -1 || !has_ended(pid, info(i).start_time)), kPeerLost,
-              describe(info(i), ranks_[i]), " ended while the group was being joined: ",
-              describe_state(pid, info(i).start_time));
+    FVD_CHECK(pidfd.revents == 0 && (pidfd.fd != -1 || !has_ended(pid, info(i).start_time)),
+              kPeerLost, describe(info(i), ranks_[i]),
+              " ended while the group was being joined: ", describe_state(pid, info(i).start_time));
     FVD_CHECK(Clock::now() < deadline_, kTimeout, describe(info(i), ranks_[i]), " did not ", what,
               " in time: it is in ", describe_state(pid, info(i).start_time));
   }
@@ -264,7 +265,8 @@ class Meeting {
     Socket connection(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     FVD_SYS_CHECK(connection.fd(), "making a socket");
     const sockaddr_un address = address_of(path + "/socket");
-    while (connect(connection.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == -1) {
+    while (connect(connection.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) ==
+           -1) {
       const int reason = errno;
       // EAGAIN: its queue is full, or it is stopped. A refusal is most often a death.
       check_there(i, "accept a connection", reason == EAGAIN ? 1 : 0);
@@ -301,8 +303,8 @@ class Meeting {
     return -1;
   }
 
-  /// Whoever connects is a stranger until its hello is right; silent strangers cost a descriptor each, at
-  /// most kMostStrangers of them, and delay nobody.
+  /// Whoever connects is a stranger until its hello is right; silent strangers cost a descriptor
+  /// each, at most kMostStrangers of them, and delay nobody.
   void accept_all(const Socket& listener, const Secret& secret) {
     std::vector<Socket> strangers;
     while (next_missing() != -1) {

@@ -1,5 +1,6 @@
-// How a rank joins a group: what everybody publishes, what is checked, and the last word before the first
-// collective. Two rounds over the store; sockets only between processes that meet for the first time.
+// How a rank joins a group: what everybody publishes, what is checked, and the last word before the
+// first collective. Two rounds over the store; sockets only between processes that meet for the
+// first time.
 #include <sys/random.h>
 
 #include <algorithm>
@@ -61,8 +62,9 @@ void check_infos(const std::vector<PeerInfo>& infos, int rank, const std::string
               " belongs to user ", info.uid, ", rank ", rank, " to user ", own.uid);
     FVD_CHECK(info.rank == r && info.size == infos.size(), kMismatch, "fastvideo: joining ", where,
               ": who came as rank ", r, " believes to be rank ", info.rank, " of ", info.size);
-    FVD_CHECK(domains.insert(info.domain).second, kMismatch, "fastvideo: joining ", where, ": rank ", r,
-              " (pid ", info.pid, ") is in the group twice; every rank has to be a process of its own");
+    FVD_CHECK(domains.insert(info.domain).second, kMismatch, "fastvideo: joining ", where,
+              ": rank ", r, " (pid ", info.pid,
+              ") is in the group twice; every rank has to be a process of its own");
   }
 }
 
@@ -76,8 +78,8 @@ std::uint64_t epoch_of(const std::vector<PeerInfo>& infos) {
 
 std::unique_ptr<Group> Group::join(std::shared_ptr<Domain> domain, Store& store, int rank, int size,
                                    const GroupOptions& options) {
-  FVD_CHECK(size >= 1 && rank >= 0 && rank < size, kInvalidArgument, "rank ", rank, " of a group of ",
-            size);
+  FVD_CHECK(size >= 1 && rank >= 0 && rank < size, kInvalidArgument, "rank ", rank,
+            " of a group of ", size);
   FVD_CHECK(static_cast<std::size_t>(size) <= kMaxRanks, kUnsupported, "a group of ", size,
             " ranks on one host; at most ", kMaxRanks, " are supported");
   FVD_CHECK(domain->usable(), kAborted, "a forked child cannot join the group \"", options.name,
@@ -95,8 +97,8 @@ std::unique_ptr<Group> Group::join(std::shared_ptr<Domain> domain, Store& store,
 void Group::meet(Store& store, int size) {
   const auto deadline = Clock::now() + options_.timeout;
   const std::string where = text("group \"", options_.name, "\" as rank ", rank_, " of ", size);
-  // Ranks come in step, so the number of their joinings under this name agrees; keys of an earlier one on the
-  // same store are never read.
+  // Ranks come in step, so the number of their joinings under this name agrees; keys of an earlier
+  // one on the same store are never read.
   const auto generation = store.add("shm/joinings/" + std::to_string(rank_), 1);
   const std::string prefix = "shm/" + std::to_string(generation) + "/";
 
@@ -119,14 +121,15 @@ void Group::meet(Store& store, int size) {
     member.slot_index = infos[r].slot;
     member.slot = peers[r]->slot(infos[r].slot);
     member.bells = peers[r]->bells(infos[r].slot);
-    member.global_rank = r < options_.global_ranks.size() ? options_.global_ranks[r] : static_cast<int>(r);
+    member.global_rank =
+        r < options_.global_ranks.size() ? options_.global_ranks[r] : static_cast<int>(r);
     members_.push_back(std::move(member));
     one_shot_bytes_ = std::min<std::size_t>(one_shot_bytes_, infos[r].one_shot_bytes);
     pipeline_bytes_ = std::min<std::size_t>(pipeline_bytes_, infos[r].pipeline_bytes);
   }
   core_for_each_ = domain_->core_for_each(infos.size());
-  waiter_ = std::make_unique<Waiter>(domain_->self()->bells(slot_index_)->collective, core_for_each_,
-                                     domain_->options().spin_us);
+  waiter_ = std::make_unique<Waiter>(domain_->self()->bells(slot_index_)->collective,
+                                     core_for_each_, domain_->options().spin_us);
   epoch_ = epoch_of(infos);
   slot_->state.epoch.store(epoch_, std::memory_order_seq_cst);
   slot_->state.code.store(State::kActive, std::memory_order_seq_cst);
@@ -142,7 +145,8 @@ void Group::wait_all_active(const std::string& where, Clock::time_point deadline
     const State& state = member(r).slot->state;
     const auto ready = [&] {
       const auto code = state.code.load(std::memory_order_seq_cst);
-      // A quick rank may have used the group and left it by now; its words still say that it was in.
+      // A quick rank may have used the group and left it by now; its words still say that it was
+      // in.
       return (code == State::kActive || code == State::kLeft) &&
              state.epoch.load(std::memory_order_acquire) == epoch_;
     };

@@ -5,51 +5,16 @@
 
 #include <algorithm>
 
-#include "shm/copy.h"
+#include "shm/transfer_item.h"
 
 namespace fvd::shm {
 namespace {
 
-// How long a transfer nobody waits for is left to its owner before the mailbox's own thread takes it on: most
-// are waited for at once, and a second driver would only be in the way.
+// How long a transfer nobody waits for is left to its owner before the mailbox's own thread takes
+// it on: most are waited for at once, and a second driver would only be in the way.
 constexpr std::chrono::milliseconds kLeaveToOwner{1};
 
-constexpr std::uint64_t stamp(std::uint64_t generation, std::uint64_t chunks) {
-  return generation << 32 | chunks;
-}
-std::uint64_t chunks_of(std::uint64_t bytes) {
-  return (bytes + Outbox::kChunkBytes - 1) / Outbox::kChunkBytes;
-}
-/// Chunk `index` of `bytes`.
-std::size_t chunk_bytes(std::uint64_t bytes, std::uint64_t index) {
-  return std::min<std::uint64_t>(Outbox::kChunkBytes, bytes - index * Outbox::kChunkBytes);
-}
-
 }  // namespace
-
-/// One transfer. All fields are guarded by the mailbox's mutex.
-struct Mailbox::Item {
-  enum class What { kSend, kRecv } what = What::kSend;
-  DataType type = DataType::kUInt8;
-  std::uint64_t bytes = 0;
-  int peer = 0;  // destination, or source (kAnySource until matched)
-  int tag = 0;
-  int envelope = -1;
-  std::uint64_t generation = 0;
-  std::uint64_t chunks = 0;  // moved so far
-  bool done = false;         // the owner may use the memory
-  bool settled = false;      // nothing is left to drive
-  std::exception_ptr error;
-  virtual ~Item() = default;
-};
-
-struct Mailbox::Sending : Item {
-  ConstBlock data;
-};
-
-struct Mailbox::Receiving : Item {
-  Block data;
-};
 
 class Mailbox::Handle : public Transfer {
  public:
@@ -102,7 +67,8 @@ void Mailbox::close() noexcept {
     std::lock_guard lock(mutex_);
     stop_ = true;
     const auto error = std::make_exception_ptr(
-        Error(Kind::kAborted, "fastvideo: the process group was destroyed while a transfer was under way"));
+        Error(Kind::kAborted,
+              "fastvideo: the process group was destroyed while a transfer was under way"));
     for (const auto& item : items_) {
       if (!item->done) item->error = error;
       item->done = item->settled = true;
@@ -156,169 +122,12 @@ void Mailbox::start(const std::shared_ptr<Item>& item) {
   changed_.notify_all();
 }
 
-/// Moves whatever can be moved. True if anything was.
-bool Mailbox::drive_locked() {
-  bool moved = false;
-  bool again = true;
-  while (again) {
-    again = false;
-    for (auto it = items_.begin(); it != items_.end();) {
-      // A failed one is settled: its memory may be gone.
-      again = (!(*it)->settled && drive(**it)) || again;
-      it = (*it)->settled ? items_.erase(it) : std::next(it);
-    }
-    moved = moved || again;
-  }
-  if (moved) group_.ring_transfer();
-  return moved;
-}
-
-bool Mailbox::drive(Item& item) {
-  try {
-    return item.what == Item::What::kSend ? drive(static_cast<Sending&>(item))
-                                          : drive(static_cast<Receiving&>(item));
-  } catch (const Error& error) {
-    fail_locked(error.kind(), error.what());
-    return true;
-  }
-}
-
-bool Mailbox::drive(Sending& sending) {
-  if (sending.envelope == -1 && !open_envelope(sending)) return false;
-  Envelope& envelope = own().envelopes[sending.envelope];
-  const std::uint64_t all = chunks_of(sending.bytes);
-  // Acquire: pairs with the receiver's release once it has read a half.
-  const std::uint64_t receipt =
-      of(sending.peer).receipts[group_.rank()][sending.envelope].load(std::memory_order_seq_cst);
-  const std::uint64_t taken = receipt >> 32 == sending.generation ? receipt & 0xffffffffU : 0;
-  bool moved = false;
-  while (sending.chunks < all && sending.chunks < taken + 2) {
-    copy_range(own().chunks[sending.envelope][sending.chunks % 2], sending.data,
-               sending.chunks * Outbox::kChunkBytes, chunk_bytes(sending.bytes, sending.chunks));
-    ++sending.chunks;
-    envelope.written.store(stamp(sending.generation, sending.chunks), std::memory_order_seq_cst);
-    moved = true;
-  }
-  // All of it lies in the envelope: the caller's memory is free, whenever the receiver comes.
-  if (sending.chunks == all) sending.done = true;
-  if (taken == all + 1) {
-    envelope.posted.store(2 * sending.generation, std::memory_order_seq_cst);
-    senders_[sending.envelope].reset();
-    sending.settled = true;
-    moved = true;
-  }
-  return moved;
-}
-
-bool Mailbox::open_envelope(Sending& sending) {
-  for (std::size_t e = 0; e < Outbox::kEnvelopes; ++e) {
-    if (senders_[e] != nullptr) continue;
-    sending.envelope = static_cast<int>(e);
-    sending.generation = ++generations_[e];
-    Envelope& envelope = own().envelopes[e];
-    const auto destination = static_cast<std::uint64_t>(sending.peer);
-    envelope.address.store(destination << 32 | static_cast<std::uint32_t>(sending.tag),
-                           std::memory_order_relaxed);
-    envelope.order.store(next_order_++, std::memory_order_relaxed);
-    envelope.bytes.store(sending.bytes, std::memory_order_relaxed);
-    envelope.type.store(static_cast<std::uint64_t>(sending.type), std::memory_order_relaxed);
-    envelope.written.store(stamp(sending.generation, 0), std::memory_order_relaxed);
-    // Release: pairs with the acquire in match; publishes the header.
-    envelope.posted.store(2 * sending.generation + 1, std::memory_order_seq_cst);
-    for (const auto& item : items_) {
-      if (item.get() == &sending) senders_[e] = std::static_pointer_cast<Sending>(item);
-    }
-    return true;
-  }
-  return false;
-}
-
-/// Finds the oldest message for a receive that has none yet.
-bool Mailbox::match(Receiving& receiving) {
-  const auto wanted = static_cast<std::uint64_t>(group_.rank()) << 32 |
-                      static_cast<std::uint32_t>(receiving.tag);
-  // Twice: a message that became visible during the first look may be younger than one posted just before it.
-  for (int look = 0; look < 2; ++look) {
-    int best_source = -1;
-    std::uint64_t best_order = 0;
-    for (int source = 0; source < group_.size(); ++source) {
-      if (source == group_.rank() || (receiving.peer >= 0 && receiving.peer != source)) continue;
-      if (best_source != -1 && source != best_source) break;  // any source: the first that has one
-      for (std::size_t e = 0; e < Outbox::kEnvelopes; ++e) {
-        const Envelope& envelope = of(source).envelopes[e];
-        const std::uint64_t posted = envelope.posted.load(std::memory_order_seq_cst);
-        if (posted % 2 == 0 || envelope.address.load(std::memory_order_acquire) != wanted) continue;
-        const std::uint64_t order = envelope.order.load(std::memory_order_acquire);
-        const std::uint64_t generation = posted / 2;
-        const std::uint64_t seen = own().receipts[source][e].load(std::memory_order_relaxed);
-        // Looked at again: the words belong together only if the envelope was not used anew meanwhile.
-        if (seen >> 32 == generation || envelope.posted.load(std::memory_order_acquire) != posted) continue;
-        if (best_source != -1 && order > best_order) continue;
-        best_source = source;
-        best_order = order;
-        receiving.envelope = static_cast<int>(e);
-        receiving.generation = generation;
-      }
-    }
-    if (best_source == -1) return false;
-    if (look == 1) {
-      receiving.peer = best_source;
-      // Claims the message: a receipt of its generation hides it from the next receive.
-      own().receipts[best_source][receiving.envelope].store(stamp(receiving.generation, 0),
-                                                            std::memory_order_seq_cst);
-    }
-  }
-  return true;
-}
-
-void Mailbox::take_header(Receiving& receiving) {
-  const Envelope& envelope = of(receiving.peer).envelopes[receiving.envelope];
-  const std::uint64_t bytes = envelope.bytes.load(std::memory_order_acquire);
-  const auto type = static_cast<DataType>(envelope.type.load(std::memory_order_acquire) & 0xff);
-  FVD_CHECK(bytes == receiving.bytes && type == receiving.type, kMismatch, "fastvideo: ",
-            describe(receiving), ": expected ", receiving.bytes, " bytes of ", name(receiving.type),
-            ", but ", group_.describe_member(receiving.peer), " sent ", bytes, " bytes of ", name(type),
-            ". The output was not touched.\nGroup is now unusable; destroy_process_group() and init "
-            "again.");
-}
-
-bool Mailbox::drive(Receiving& receiving) {
-  bool moved = false;
-  if (receiving.envelope == -1) {
-    if (!match(receiving)) {
-      receiving.envelope = -1;
-      return false;
-    }
-    take_header(receiving);
-    moved = true;
-  }
-  const Outbox& theirs = of(receiving.peer);
-  const std::uint64_t all = chunks_of(receiving.bytes);
-  auto& receipt = own().receipts[receiving.peer][receiving.envelope];
-  // Acquire: pairs with the sender's store after it has filled a half.
-  const std::uint64_t word = theirs.envelopes[receiving.envelope].written.load(std::memory_order_seq_cst);
-  const std::uint64_t written = word >> 32 == receiving.generation ? word & 0xffffffffU : 0;
-  while (receiving.chunks < std::min(all, written)) {
-    copy_range(receiving.data, receiving.chunks * Outbox::kChunkBytes,
-               theirs.chunks[receiving.envelope][receiving.chunks % 2],
-               chunk_bytes(receiving.bytes, receiving.chunks));
-    ++receiving.chunks;
-    receipt.store(stamp(receiving.generation, receiving.chunks), std::memory_order_seq_cst);
-    moved = true;
-  }
-  if (receiving.chunks == all) {
-    receipt.store(stamp(receiving.generation, all + 1), std::memory_order_seq_cst);
-    receiving.done = receiving.settled = true;
-    moved = true;
-  }
-  return moved;
-}
-
 std::string Mailbox::describe(const Item& item) const {
   const bool send = item.what == Item::What::kSend;
   const std::string peer = item.peer < 0 ? "any rank" : group_.describe_member(item.peer);
-  return text(send ? "send(" : "recv(", name(item.type), " x ", item.bytes / element_size(item.type),
-              ", tag ", item.tag, send ? ") to " : ") from ", peer, " on ", group_.where());
+  return text(send ? "send(" : "recv(", name(item.type), " x ",
+              item.bytes / element_size(item.type), ", tag ", item.tag, send ? ") to " : ") from ",
+              peer, " on ", group_.where());
 }
 
 /// Everything under way fails, and the group with it.
@@ -347,7 +156,8 @@ void Mailbox::wait(const std::shared_ptr<Item>& item, const Call& call) {
     return;
   }
   ++drivers_;
-  Waiter waiter(group_.own_bells().transfer, group_.core_for_each(), group_.domain().options().spin_us);
+  Waiter waiter(group_.own_bells().transfer, group_.core_for_each(),
+                group_.domain().options().spin_us);
   lock.unlock();
   const auto ready = [&] {
     std::lock_guard guard(mutex_);
@@ -363,7 +173,8 @@ void Mailbox::wait(const std::shared_ptr<Item>& item, const Call& call) {
       if (item->done) return Clock::duration(0);
       check(*item);
       if (!item->done && now >= deadline) {
-        const std::vector<int> missing = item->peer < 0 ? std::vector<int>{} : std::vector<int>{item->peer};
+        const std::vector<int> missing =
+            item->peer < 0 ? std::vector<int>{} : std::vector<int>{item->peer};
         group_.throw_timeout(describe(*item), missing, timeout);
       }
       return deadline - now;
@@ -430,8 +241,8 @@ std::function<bool()> Mailbox::drained(const Group& group) {
     const Member& member = group.member(to);
     const auto* theirs = reinterpret_cast<const Outbox*>(member.outbox());
     const std::uint64_t all = chunks_of(envelope.bytes.load(std::memory_order_acquire));
-    pending.push_back({member.peer, member.slot, &theirs->receipts[group.rank()][e],
-                       stamp(posted / 2, all + 1)});
+    pending.push_back(
+        {member.peer, member.slot, &theirs->receipts[group.rank()][e], stamp(posted / 2, all + 1)});
   }
   return [pending, epoch = group.epoch()] {
     return std::all_of(pending.begin(), pending.end(), [&](const Pending& p) {

@@ -1,10 +1,10 @@
 // Sends and receives of one group, beside its collectives.
 //
-// A message lies in an envelope of the sender's outbox: two halves of 32 KiB that sender and receiver fill and
-// empty in turn. The receiver looks through the outboxes for the oldest message of its (source, tag). Nothing
-// is ordered but messages of one pair and tag, so two ranks that both send first do not wait for each other
-// as long as somebody drives them: whoever waits for a transfer drives all transfers of the group, and while
-// nobody waits a thread of the mailbox does.
+// A message lies in an envelope of the sender's outbox: two halves of 32 KiB that sender and
+// receiver fill and empty in turn. The receiver looks through the outboxes for the oldest message
+// of its (source, tag). Nothing is ordered but messages of one pair and tag, so two ranks that both
+// send first do not wait for each other as long as somebody drives them: whoever waits for a
+// transfer drives all transfers of the group, and while nobody waits a thread of the mailbox does.
 #pragma once
 
 #include <condition_variable>
@@ -28,8 +28,8 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
   std::unique_ptr<Transfer> send(ConstBlock data, DataType type, int destination, int tag);
   std::unique_ptr<Transfer> recv(Block data, DataType type, int source, int tag);
 
-  /// True once no receiver needs this rank's outbox any more. For Group::also_drain: does not touch the
-  /// mailbox itself, which may be gone by then.
+  /// True once no receiver needs this rank's outbox any more. For Group::also_drain: does not touch
+  /// the mailbox itself, which may be gone by then.
   static std::function<bool()> drained(const Group& group);
 
   /// Fails what is under way and joins the thread.
@@ -62,7 +62,7 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
   Group& group_;                    // gone once closed_
   std::shared_ptr<Domain> domain_;  // outlives the group for transfers that do
   Outbox* own_ = nullptr;
-  bool closed_ = false;             // touched by the owner alone
+  bool closed_ = false;  // touched by the owner alone
 
   std::mutex mutex_;  // guards all below, and the outbox's words of this rank
   std::condition_variable changed_;

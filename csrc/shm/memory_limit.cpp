@@ -47,7 +47,8 @@ std::string cgroup_path(const std::string& root, const std::string& controller) 
   return "/";
 }
 
-/// File pages the kernel would give back before it refuses memory; charged, but not a reason to refuse.
+/// File pages the kernel would give back before it refuses memory; charged, but not a reason to
+/// refuse.
 std::size_t reclaimable(const std::string& folder) {
   std::ifstream file(folder + "/memory.stat");
   std::string word;
@@ -58,8 +59,9 @@ std::size_t reclaimable(const std::string& folder) {
   return 0;
 }
 
-/// The tightest limit on the way from `path` up to the top of the hierarchy mounted at `mount`. In a
-/// container the path often does not exist below the mount; the mount itself is then the container's own.
+/// The tightest limit on the way from `path` up to the top of the hierarchy mounted at `mount`. In
+/// a container the path often does not exist below the mount; the mount itself is then the
+/// container's own.
 void tighten(MemoryRoom& room, const std::string& mount, std::string path, const char* limit_file,
              const char* used_file) {
   constexpr std::size_t kNone = std::numeric_limits<std::size_t>::max();
@@ -101,7 +103,8 @@ MemoryRoom read_memory_room(const std::string& root) {
 
 std::string memory_summary() {
   const MemoryRoom room = read_memory_room();
-  std::string summary = text(room.free() / kMiB, " MiB free: machine ", room.available / kMiB, " MiB");
+  std::string summary =
+      text(room.free() / kMiB, " MiB free: machine ", room.available / kMiB, " MiB");
   if (room.cgroup_limit != 0) {
     summary += text(", memory cgroup ", room.cgroup_used / kMiB, " of ", room.cgroup_limit / kMiB,
                     " MiB used");
@@ -113,7 +116,8 @@ void check_memory_limit(std::size_t bytes) {
   const MemoryRoom room = read_memory_room();
   FVD_CHECK(bytes <= room.free() / 4 * 3, kSystem, "shared memory: ", bytes,
             " bytes are needed but only three quarters of what is left may be taken (",
-            memory_summary(), "); raise the memory limit or set FASTVIDEO_DIST_STAGING_BYTES lower");
+            memory_summary(),
+            "); raise the memory limit or set FASTVIDEO_DIST_STAGING_BYTES lower");
 }
 
 }  // namespace fvd::shm

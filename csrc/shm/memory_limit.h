@@ -1,5 +1,5 @@
-// How much memory this process may still take. Reserving past a memory cgroup's limit does not fail: the
-// out-of-memory killer ends the process. So the limit is read first.
+// How much memory this process may still take. Reserving past a memory cgroup's limit does not
+// fail: the out-of-memory killer ends the process. So the limit is read first.
 #pragma once
 
 #include <cstddef>
@@ -8,8 +8,8 @@
 namespace fvd::shm {
 
 struct MemoryRoom {
-  std::size_t available = 0;         // MemAvailable of the machine
-  std::size_t cgroup_limit = 0;      // 0: none found
+  std::size_t available = 0;     // MemAvailable of the machine
+  std::size_t cgroup_limit = 0;  // 0: none found
   std::size_t cgroup_used = 0;
 
   std::size_t free() const noexcept;

@@ -43,8 +43,8 @@ std::string PeerInfo::serialize() const {
   std::string out(kMagic, sizeof(kMagic));
   put(out, boot_id.size());
   out += boot_id;
-  for (std::uint64_t value : {pid_namespace, uid, pid, start_time, domain[0], domain[1], nonce, rank,
-                              size, slot, slots, pipeline_bytes, one_shot_bytes}) {
+  for (std::uint64_t value : {pid_namespace, uid, pid, start_time, domain[0], domain[1], nonce,
+                              rank, size, slot, slots, pipeline_bytes, one_shot_bytes}) {
     put(out, value);
   }
   put(out, connected.size());
@@ -56,16 +56,17 @@ std::string PeerInfo::serialize() const {
 }
 
 PeerInfo PeerInfo::parse(const std::string& bytes, int rank) {
-  FVD_CHECK(bytes.size() >= sizeof(kMagic) && std::memcmp(bytes.data(), kMagic, sizeof(kMagic)) == 0,
-            kMismatch, "rank ", rank, " runs another version of fastvideo_dist than this rank (", kMagic,
-            "); install the same version for all ranks");
+  FVD_CHECK(
+      bytes.size() >= sizeof(kMagic) && std::memcmp(bytes.data(), kMagic, sizeof(kMagic)) == 0,
+      kMismatch, "rank ", rank, " runs another version of fastvideo_dist than this rank (", kMagic,
+      "); install the same version for all ranks");
   PeerInfo info;
   Reader reader{bytes, sizeof(kMagic)};
   bool ok = reader.get(info.boot_id, kMaxBootId);
   for (std::uint64_t* value :
-       {&info.pid_namespace, &info.uid, &info.pid, &info.start_time, &info.domain[0], &info.domain[1],
-        &info.nonce, &info.rank, &info.size, &info.slot, &info.slots, &info.pipeline_bytes,
-        &info.one_shot_bytes}) {
+       {&info.pid_namespace, &info.uid, &info.pid, &info.start_time, &info.domain[0],
+        &info.domain[1], &info.nonce, &info.rank, &info.size, &info.slot, &info.slots,
+        &info.pipeline_bytes, &info.one_shot_bytes}) {
     ok = ok && reader.get(*value);
   }
   std::uint64_t connected = 0;

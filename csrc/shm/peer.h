@@ -18,8 +18,8 @@ namespace fvd::shm {
 /// Random, made by each domain for itself; two groups of one process share a domain.
 using DomainId = std::array<std::uint64_t, 2>;
 
-/// What a rank tells the others through the store when it joins a group. The store is open to anybody, so
-/// nothing in it lets anybody in: it only says whom to expect.
+/// What a rank tells the others through the store when it joins a group. The store is open to
+/// anybody, so nothing in it lets anybody in: it only says whom to expect.
 struct PeerInfo {
   std::string boot_id;
   std::uint64_t pid_namespace = 0;
@@ -38,8 +38,8 @@ struct PeerInfo {
 
   std::string serialize() const;
 
-  /// @throws Error(kMismatch) if `bytes` is not of this version of the library or malformed; `rank` is for
-  /// the message.
+  /// @throws Error(kMismatch) if `bytes` is not of this version of the library or malformed; `rank`
+  /// is for the message.
   static PeerInfo parse(const std::string& bytes, int rank);
 
   Layout layout() const { return {slots, pipeline_bytes}; }

@@ -37,10 +37,12 @@ void remove_directory(const std::string& path) noexcept {
   rmdir(path.c_str());
 }
 
-/// What begins the names of this user's folders in this PID namespace, where alone a pid says who made one.
+/// What begins the names of this user's folders in this PID namespace, where alone a pid says who
+/// made one.
 std::string our_prefix() { return text(kPrefix, geteuid(), "-", pid_namespace(), "-"); }
 
-/// Removes what processes of ours that were killed while joining have left. Names carry pid and start time.
+/// Removes what processes of ours that were killed while joining have left. Names carry pid and
+/// start time.
 void sweep(const std::string& parent) {
   DIR* folder = opendir(parent.c_str());
   if (folder == nullptr) return;
@@ -51,7 +53,8 @@ void sweep(const std::string& parent) {
     long pid = 0;
     unsigned long long started = 0;
     if (std::sscanf(name.c_str() + ours.size(), "%ld-%llu-", &pid, &started) != 2) continue;
-    if (pid > 0 && has_ended(static_cast<pid_t>(pid), started)) remove_directory(parent + "/" + name);
+    if (pid > 0 && has_ended(static_cast<pid_t>(pid), started))
+      remove_directory(parent + "/" + name);
   }
   closedir(folder);
 }
@@ -63,7 +66,8 @@ PrivateDirectory::PrivateDirectory(const std::string& parent) {
   std::string pattern =
       text(parent, "/", our_prefix(), getpid(), "-", start_time(getpid()), "-XXXXXX");
   FVD_CHECK(pattern.size() + sizeof("/socket") < sizeof(sockaddr_un::sun_path), kSystem,
-            "the path ", pattern, " is too long for a Unix socket; set "
+            "the path ", pattern,
+            " is too long for a Unix socket; set "
             "FASTVIDEO_DIST_SOCKET_DIRECTORY to a shorter one");
   FVD_SYS_CHECK(mkdtemp(pattern.data()) == nullptr ? -1 : 0, "making the directory ", pattern,
                 " to connect the ranks; FASTVIDEO_DIST_SOCKET_DIRECTORY names another place");
@@ -75,8 +79,8 @@ PrivateDirectory::PrivateDirectory(const std::string& parent) {
         open((path_ + "/secret").c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
     FVD_SYS_CHECK(file.fd, "making the secret in ", path_);
     const auto written = write(file.fd, secret_.data(), secret_.size());
-    FVD_SYS_CHECK(written == static_cast<ssize_t>(secret_.size()) ? 0 : -1, "writing the secret in ",
-                  path_);
+    FVD_SYS_CHECK(written == static_cast<ssize_t>(secret_.size()) ? 0 : -1,
+                  "writing the secret in ", path_);
   } catch (...) {
     remove_directory(path_);
     throw;
@@ -87,22 +91,24 @@ PrivateDirectory::~PrivateDirectory() { remove_directory(path_); }
 
 Secret read_secret(const std::string& path) {
   const Descriptor folder{open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
-  FVD_SYS_CHECK(folder.fd, "opening ", path,
-                ", where a rank of this host waits to be connected. Ranks in different containers need a "
-                "common directory: FASTVIDEO_DIST_SOCKET_DIRECTORY");
+  FVD_SYS_CHECK(
+      folder.fd, "opening ", path,
+      ", where a rank of this host waits to be connected. Ranks in different containers need a "
+      "common directory: FASTVIDEO_DIST_SOCKET_DIRECTORY");
   struct stat status {};
   FVD_SYS_CHECK(fstat(folder.fd, &status), "examining ", path);
   FVD_CHECK(status.st_uid == geteuid() && (status.st_mode & 077) == 0, kSystem, path,
-            " belongs to user ", status.st_uid, " with mode ", std::oct, status.st_mode & 0777, std::dec,
-            "; it must be this user's (", geteuid(), ") alone. Refused");
+            " belongs to user ", status.st_uid, " with mode ", std::oct, status.st_mode & 0777,
+            std::dec, "; it must be this user's (", geteuid(), ") alone. Refused");
   const Descriptor file{openat(folder.fd, "secret", O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
   FVD_SYS_CHECK(file.fd, "opening the secret in ", path);
   FVD_SYS_CHECK(fstat(file.fd, &status), "examining the secret in ", path);
-  FVD_CHECK(status.st_uid == geteuid() && (status.st_mode & 077) == 0, kSystem, "the secret in ", path,
-            " is not this user's alone. Refused");
+  FVD_CHECK(status.st_uid == geteuid() && (status.st_mode & 077) == 0, kSystem, "the secret in ",
+            path, " is not this user's alone. Refused");
   Secret secret{};
   const auto got = read(file.fd, secret.data(), secret.size());
-  FVD_CHECK(got == static_cast<ssize_t>(secret.size()), kSystem, "the secret in ", path, " is too short");
+  FVD_CHECK(got == static_cast<ssize_t>(secret.size()), kSystem, "the secret in ", path,
+            " is too short");
   return secret;
 }
 

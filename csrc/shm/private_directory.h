@@ -1,6 +1,6 @@
-// The folder two processes of one user meet in: mode 0700, a secret only that user can read, one socket.
-// It exists while a group is joined and is removed on every way out; what a killed process leaves behind is
-// removed by the next one.
+// The folder two processes of one user meet in: mode 0700, a secret only that user can read, one
+// socket. It exists while a group is joined and is removed on every way out; what a killed process
+// leaves behind is removed by the next one.
 #pragma once
 
 #include <array>
@@ -27,8 +27,9 @@ class PrivateDirectory {
   Secret secret_{};
 };
 
-/// Read by the connecting side, which got `path` from the store and trusts nothing about it: folder and file
-/// must be ours and nobody else's to open, and no symbolic link. @throws Error(kSystem) saying what is wrong
+/// Read by the connecting side, which got `path` from the store and trusts nothing about it: folder
+/// and file must be ours and nobody else's to open, and no symbolic link. @throws Error(kSystem)
+/// saying what is wrong
 Secret read_secret(const std::string& path);
 
 }  // namespace fvd::shm

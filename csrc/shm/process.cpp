@@ -21,7 +21,8 @@ struct Stat {
   int exit_code = -1;  // wait status, only while a zombie and only if we may know
 };
 
-/// /proc/<pid>/stat; false if there is no such process. See proc(5) for the numbering of the fields.
+/// /proc/<pid>/stat; false if there is no such process. See proc(5) for the numbering of the
+/// fields.
 bool read_stat(pid_t pid, Stat& stat) {
   std::ifstream file("/proc/" + std::to_string(pid) + "/stat");
   std::string line;

@@ -17,7 +17,8 @@ constexpr std::size_t up_to(std::size_t value, std::size_t unit) {
 /// One pointer per rank, without an allocation for the usual group.
 class Sources {
  public:
-  explicit Sources(int size) : size_(static_cast<std::size_t>(size)), many_(size_ > 16 ? size_ : 0) {}
+  explicit Sources(int size)
+      : size_(static_cast<std::size_t>(size)), many_(size_ > 16 ? size_ : 0) {}
   const void*& operator[](int rank) { return data()[static_cast<std::size_t>(rank)]; }
   operator std::span<const void* const>() { return {data(), size_}; }
 
@@ -47,9 +48,9 @@ void all_reduce_one_shot(Group& group, const void* in, void* out, std::size_t co
   reduce(out, sources, count, type, op);
 }
 
-/// A round is `chunk` bytes of the tensor, cut into one slice per rank. Rank r stages all slices but its own,
-/// reduces slice r out of everybody's staging area and its own memory into `out` and its staging area, and
-/// copies the other slices from where they were reduced.
+/// A round is `chunk` bytes of the tensor, cut into one slice per rank. Rank r stages all slices
+/// but its own, reduces slice r out of everybody's staging area and its own memory into `out` and
+/// its staging area, and copies the other slices from where they were reduced.
 class AllReducePipeline {
  public:
   AllReducePipeline(Group& group, const void* in, void* out, std::size_t count, DataType type,
@@ -153,7 +154,8 @@ class AllReducePipeline {
   std::int64_t rounds_ = 0;
 };
 
-/// A round is `piece` bytes of every block. Rank r stages its pieces for the others and reduces piece r.
+/// A round is `piece` bytes of every block. Rank r stages its pieces for the others and reduces
+/// piece r.
 class ReduceScatterRounds {
  public:
   ReduceScatterRounds(Group& group, std::span<const ConstBlock> in, void* out, DataType type,
@@ -213,7 +215,9 @@ void run_reduce_scatter(Group& group, std::span<const ConstBlock> in, void* out,
     rounds.stage(in_line ? group.inline_payload() : group.one_shot(), 0, piece);
     group.announce();
     group.wait_announced();
-    const auto area_of = [&](int r) { return in_line ? group.inline_payload(r) : group.one_shot(r); };
+    const auto area_of = [&](int r) {
+      return in_line ? group.inline_payload(r) : group.one_shot(r);
+    };
     rounds.reduce_own(area_of, 0, piece);
     return;
   }
@@ -227,7 +231,8 @@ void run_reduce_scatter(Group& group, std::span<const ConstBlock> in, void* out,
     for (int r = 0; round >= 2 && r < group.size(); ++r) {
       if (r != group.rank()) group.wait_for(r, &Progress::consumed, round - 2);
     }
-    rounds.stage(group.pipeline() + half_offset(round), static_cast<std::size_t>(round) * piece, piece);
+    rounds.stage(group.pipeline() + half_offset(round), static_cast<std::size_t>(round) * piece,
+                 piece);
     group.publish(&Progress::staged, round);
   };
   stage(0);

@@ -1,5 +1,5 @@
-// The algorithms behind all_reduce, reduce and reduce_scatter. Each element is combined by one rank, in the
-// order of the ranks, and copied by the others: the same bits everywhere.
+// The algorithms behind all_reduce, reduce and reduce_scatter. Each element is combined by one
+// rank, in the order of the ranks, and copied by the others: the same bits everywhere.
 #pragma once
 
 #include <cstddef>

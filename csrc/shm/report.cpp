@@ -4,6 +4,7 @@
 #include <map>
 #include <sstream>
 
+#include "comm/log.h"
 #include "shm/fingerprint.h"
 #include "shm/group.h"
 #include "shm/process.h"
@@ -63,7 +64,8 @@ std::string Group::attempt() const {
 std::string Group::describe_member(int rank) const {
   const Member& other = member(rank);
   if (other.global_rank != rank) {
-    return text("rank ", rank, " (global rank ", other.global_rank, ", pid ", other.peer->info.pid, ")");
+    return text("rank ", rank, " (global rank ", other.global_rank, ", pid ", other.peer->info.pid,
+                ")");
   }
   return text("rank ", rank, " (pid ", other.peer->info.pid, ")");
 }
@@ -88,20 +90,32 @@ std::vector<int> Group::missing_ranks() const {
   return missing;
 }
 
-void Group::throw_timeout(const std::string& attempt, const std::vector<int>& missing,
-                          std::chrono::milliseconds waited) {
+/// A line for each missing rank; for all others if everybody arrived but somebody does not finish.
+std::string Group::list_ranks(const std::vector<int>& missing) const {
   std::ostringstream out;
-  out << "fastvideo: " << attempt << " (" << members_.size() - missing.size() << " of "
-      << members_.size() << " ranks arrived), waited " << seconds(waited) << " of " << seconds(waited)
-      << ".";
   for (int r = 0; r < size(); ++r) {
     const bool absent = std::find(missing.begin(), missing.end(), r) != missing.end();
     if (r == rank_ || (!absent && !missing.empty())) continue;
     const PeerInfo& info = member(r).peer->info;
-    out << "\n  " << (absent ? "missing" : "unfinished") << ": rank " << r << "  pid " << info.pid << "  "
-        << describe_state(static_cast<pid_t>(info.pid), info.start_time) << "  " << last_finished(r);
+    out << "\n  " << (absent ? "missing" : "unfinished") << ": rank " << r << "  pid " << info.pid
+        << "  " << describe_state(static_cast<pid_t>(info.pid), info.start_time) << "  "
+        << last_finished(r);
   }
-  out << kWayOut;
+  return out.str();
+}
+
+void Group::notice_late(std::chrono::milliseconds waited) const {
+  log(LogLevel::kWarning,
+      text(attempt(), ": still waiting after ", seconds(waited), list_ranks(missing_ranks())));
+}
+
+void Group::throw_timeout(const std::string& attempt, const std::vector<int>& missing,
+                          std::chrono::milliseconds waited) {
+  std::ostringstream out;
+  out << "fastvideo: " << attempt << " (" << members_.size() - missing.size() << " of "
+      << members_.size() << " ranks arrived), waited " << seconds(waited) << " of "
+      << seconds(waited) << ".";
+  out << list_ranks(missing) << kWayOut;
   throw Error(Kind::kTimeout, out.str());
 }
 
@@ -130,8 +144,10 @@ void Group::throw_mismatch() {
   out << "fastvideo: ranks disagree on collective seq " << sequence() << " of " << where() << ": ";
   for (std::size_t p = 0; p < parties.size(); ++p) {
     const Record& record = this->record(parties[p].front());
-    out << (p == 0 ? "" : p + 1 == parties.size() ? ", but " : ", ") << list(parties[p])
-        << (parties[p].size() == 1 ? " calls " : " call ") << describe(record);
+    out << (p == 0                    ? ""
+            : p + 1 == parties.size() ? ", but "
+                                      : ", ")
+        << list(parties[p]) << (parties[p].size() == 1 ? " calls " : " call ") << describe(record);
   }
   out << ". No output was touched." << kWayOut;
   throw Error(Kind::kMismatch, out.str());

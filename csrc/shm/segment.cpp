@@ -33,8 +33,8 @@ std::byte* map(int fd, std::size_t bytes, bool writable) {
   const int flags = fd == -1 ? MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
   void* at = mmap(nullptr, bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, flags, fd, 0);
   if (at == MAP_FAILED) return nullptr;
-  // A forked child (a DataLoader worker) must not be able to write into the group's memory, and weights
-  // do not belong into core files.
+  // A forked child (a DataLoader worker) must not be able to write into the group's memory, and
+  // weights do not belong into core files.
   madvise(at, bytes, MADV_DONTFORK);
   madvise(at, bytes, MADV_DONTDUMP);
   return static_cast<std::byte*>(at);
@@ -50,8 +50,8 @@ Segment Segment::create(const std::string& label, std::size_t bytes, SegmentKind
     segment.fd_ = make_memfd(label);
     FVD_SYS_CHECK(segment.fd_, "memfd_create for ", label);
     FVD_SYS_CHECK(fchmod(segment.fd_, 0600), "fchmod of ", label);
-    FVD_SYS_CHECK(ftruncate(segment.fd_, static_cast<off_t>(bytes)), "sizing ", label, " to ", bytes,
-                  " bytes");
+    FVD_SYS_CHECK(ftruncate(segment.fd_, static_cast<off_t>(bytes)), "sizing ", label, " to ",
+                  bytes, " bytes");
   }
   segment.data_ = map(segment.fd_, bytes, true);
   FVD_SYS_CHECK(segment.data_ == nullptr ? -1 : 0, "mapping ", bytes, " bytes of ", label);

@@ -45,7 +45,8 @@ class ShmCommunicator final : public Communicator {
     exchange.same_for_all = true;
     exchange.sender = root;
     exchange.largest = data.bytes();
-    run(moved(Op::kBroadcast, data.bytes(), type, root), call, [&] { run_exchange(*group_, exchange); });
+    run(moved(Op::kBroadcast, data.bytes(), type, root), call,
+        [&] { run_exchange(*group_, exchange); });
   }
 
   void all_reduce(const void* in, void* out, std::size_t count, DataType type, ReduceOp op,
@@ -71,7 +72,8 @@ class ShmCommunicator final : public Communicator {
     exchange.receive = out;
     exchange.same_for_all = true;
     exchange.largest = in.bytes();
-    run(moved(Op::kAllGather, in.bytes(), type, -1), call, [&] { run_exchange(*group_, exchange); });
+    run(moved(Op::kAllGather, in.bytes(), type, -1), call,
+        [&] { run_exchange(*group_, exchange); });
   }
 
   void gather(ConstBlock in, std::span<const Block> out, DataType type, int root,
@@ -98,7 +100,8 @@ class ShmCommunicator final : public Communicator {
     exchange.receive = receive;
     exchange.sender = root;
     exchange.largest = out.bytes();
-    run(moved(Op::kScatter, out.bytes(), type, root), call, [&] { run_exchange(*group_, exchange); });
+    run(moved(Op::kScatter, out.bytes(), type, root), call,
+        [&] { run_exchange(*group_, exchange); });
   }
 
   void reduce_scatter(std::span<const ConstBlock> in, void* out, DataType type, ReduceOp op,
@@ -109,11 +112,11 @@ class ShmCommunicator final : public Communicator {
         [&] { run_reduce_scatter(*group_, in, out, type, op); });
   }
 
-  void all_to_all(std::span<const ConstBlock> in, std::span<const Block> out, DataType type, bool even,
-                  const Call& call) override {
-    FVD_CHECK(in.size() == static_cast<std::size_t>(size()) && out.size() == in.size(), kInvalidArgument,
-              "all_to_all on ", group_->where(), ": ", in.size(), " input and ", out.size(),
-              " output blocks, ", size(), " of each are needed");
+  void all_to_all(std::span<const ConstBlock> in, std::span<const Block> out, DataType type,
+                  bool even, const Call& call) override {
+    FVD_CHECK(in.size() == static_cast<std::size_t>(size()) && out.size() == in.size(),
+              kInvalidArgument, "all_to_all on ", group_->where(), ": ", in.size(), " input and ",
+              out.size(), " output blocks, ", size(), " of each are needed");
     if (even) {
       check_blocks(in, in[0].bytes(), "all_to_all's input");
       check_blocks(out, in[0].bytes(), "all_to_all's output");
@@ -139,9 +142,11 @@ class ShmCommunicator final : public Communicator {
     return mailbox().send(data, type, destination, tag);
   }
 
-  std::unique_ptr<Transfer> recv(Block data, DataType type, int source, int tag, const Call&) override {
+  std::unique_ptr<Transfer> recv(Block data, DataType type, int source, int tag,
+                                 const Call&) override {
     if (source != kAnySource) check_peer("recv from", source, tag);
-    FVD_CHECK(size() > 1, kInvalidArgument, "recv on ", group_->where(), ": there is nobody to send");
+    FVD_CHECK(size() > 1, kInvalidArgument, "recv on ", group_->where(),
+              ": there is nobody to send");
     return mailbox().recv(data, type, source, tag);
   }
 
@@ -196,8 +201,8 @@ class ShmCommunicator final : public Communicator {
               group_->where(), "; it must be from 0 to ", size() - 1);
     FVD_CHECK(peer != rank(), kInvalidArgument, what, " rank ", peer, " on ", group_->where(),
               ": that is this rank itself");
-    FVD_CHECK(tag >= 0, kInvalidArgument, what, " rank ", peer, " on ", group_->where(), ": tag ", tag,
-              " is negative");
+    FVD_CHECK(tag >= 0, kInvalidArgument, what, " rank ", peer, " on ", group_->where(), ": tag ",
+              tag, " is negative");
   }
 
   template <typename Blocks>
@@ -227,9 +232,10 @@ std::shared_ptr<Domain> make_domain(const DomainOptions& options) {
   return std::make_shared<Domain>(options, make_socket_connector(options.socket_directory));
 }
 
-std::unique_ptr<Communicator> make_communicator(std::shared_ptr<Domain> domain, Store& store, int rank,
-                                                int size, const GroupOptions& options) {
-  return std::make_unique<ShmCommunicator>(Group::join(std::move(domain), store, rank, size, options));
+std::unique_ptr<Communicator> make_communicator(std::shared_ptr<Domain> domain, Store& store,
+                                                int rank, int size, const GroupOptions& options) {
+  return std::make_unique<ShmCommunicator>(
+      Group::join(std::move(domain), store, rank, size, options));
 }
 
 }  // namespace fvd::shm

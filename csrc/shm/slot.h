@@ -1,8 +1,8 @@
-// What lies where in a process's two segments. docs/shared_memory.md draws it and names every atomic with
-// its partner; the two are to be changed together.
+// What lies where in a process's two segments. docs/shared_memory.md draws it and names every
+// atomic with its partner; the two are to be changed together.
 //
-// Every word has one writer, the owner of the segment, except the bells: they lie in the control segment,
-// which peers may write, and hold nothing anybody relies on but being woken.
+// Every word has one writer, the owner of the segment, except the bells: they lie in the control
+// segment, which peers may write, and hold nothing anybody relies on but being woken.
 #pragma once
 
 #include <atomic>
@@ -37,10 +37,11 @@ struct Record {
 };
 static_assert(sizeof(Record) <= 64);
 
-/// One rank's announcement of one collective. Announcement k goes to lines[k % 2]: whoever has announced
-/// k + 1 has read everybody's k, so k + 2 may overwrite it.
+/// One rank's announcement of one collective. Announcement k goes to lines[k % 2]: whoever has
+/// announced k + 1 has read everybody's k, so k + 2 may overwrite it.
 struct alignas(kLineBytes) Line {
-  std::atomic<std::int64_t> sequence;  // k; released last, acquired first; negative: the rank gave up
+  std::atomic<std::int64_t>
+      sequence;  // k; released last, acquired first; negative: the rank gave up
   std::uint64_t fingerprint;
   std::byte payload[kInlineBytes];
   Record record;
@@ -48,8 +49,8 @@ struct alignas(kLineBytes) Line {
 static_assert(sizeof(Line) == kLineBytes);
 static_assert(offsetof(Line, record) == 64, "sequence, fingerprint and payload share a cache line");
 
-/// How far a rank has come in the rounds of a pipelined collective: (sequence << 28) + rounds done, so
-/// that it only grows. Negative: the rank gave up.
+/// How far a rank has come in the rounds of a pipelined collective: (sequence << 28) + rounds done,
+/// so that it only grows. Negative: the rank gave up.
 struct alignas(kLineBytes) Progress {
   std::atomic<std::int64_t> staged;     // its part of round r lies in its staging area
   std::atomic<std::int64_t> reduced;    // its slice of round r is reduced
@@ -68,26 +69,30 @@ struct alignas(kLineBytes) State {
   char reason[368];                  // zero-terminated
 };
 
-/// One message under way, in the sender's outbox. Written by the sender; the receiver answers in its own
-/// Receipts. A generation is one use of the envelope.
+/// One message under way, in the sender's outbox. Written by the sender; the receiver answers in
+/// its own Receipts. A generation is one use of the envelope.
 struct alignas(kLineBytes) Envelope {
-  std::atomic<std::uint64_t> posted;   // 2 * generation + 1 while it holds a message, else 2 * generation
+  std::atomic<std::uint64_t>
+      posted;  // 2 * generation + 1 while it holds a message, else 2 * generation
   std::atomic<std::uint64_t> address;  // destination << 32 | tag
-  std::atomic<std::uint64_t> order;    // of the sender's messages to anybody: first sent, first received
+  std::atomic<std::uint64_t>
+      order;  // of the sender's messages to anybody: first sent, first received
   std::atomic<std::uint64_t> bytes;
-  std::atomic<std::uint64_t> type;     // DataType
-  std::atomic<std::uint64_t> written;  // generation << 32 | chunks laid into the two halves of its buffer
+  std::atomic<std::uint64_t> type;  // DataType
+  std::atomic<std::uint64_t>
+      written;  // generation << 32 | chunks laid into the two halves of its buffer
 };
 static_assert(sizeof(Envelope) == kLineBytes);
 
-/// What goes between two ranks beside the collectives; in the staging memory of each. See mailbox.h.
+/// What goes between two ranks beside the collectives; in the staging memory of each. See
+/// mailbox.h.
 struct Outbox {
   static constexpr std::size_t kEnvelopes = 16;
   static constexpr std::size_t kChunkBytes = 32 << 10;
 
   Envelope envelopes[kEnvelopes];
-  // receipts[s][e]: generation << 32 | chunks this rank has taken out of envelope e of rank s; all chunks and
-  // one more once it is done with the message.
+  // receipts[s][e]: generation << 32 | chunks this rank has taken out of envelope e of rank s; all
+  // chunks and one more once it is done with the message.
   std::atomic<std::uint64_t> receipts[kMaxRanks][kEnvelopes];
   alignas(kPageBytes) std::byte chunks[kEnvelopes][2][kChunkBytes];
 };
@@ -101,7 +106,8 @@ struct Slot {
 };
 static_assert(sizeof(Slot) == 1024 && kPageBytes % sizeof(Slot) == 0);
 
-/// What a sleeping rank waits on. In the sleeper's control segment; peers count `rings` up and wake.
+/// What a sleeping rank waits on. In the sleeper's control segment; peers count `rings` up and
+/// wake.
 struct alignas(64) Bell {
   std::atomic<std::uint32_t> rings;
   std::atomic<std::uint32_t> sleepers;  // threads of the owner that sleep or are about to
@@ -120,7 +126,8 @@ struct Layout {
 
   static constexpr std::size_t kHeaderBytes = kPageBytes;
   static constexpr std::size_t kOneShotBytes = 64 << 10;  // per parity
-  static constexpr std::size_t kOutboxBytes = (sizeof(Outbox) + kPageBytes - 1) / kPageBytes * kPageBytes;
+  static constexpr std::size_t kOutboxBytes =
+      (sizeof(Outbox) + kPageBytes - 1) / kPageBytes * kPageBytes;
 
   static constexpr std::size_t kMostSlots = 65536;
   // A half of the pipeline area has to hold a cache line pair of every rank and one more.
@@ -133,9 +140,7 @@ struct Layout {
   }
 
   std::size_t slot_offset(std::size_t slot) const { return kHeaderBytes + slot * sizeof(Slot); }
-  std::size_t staging_bytes() const {
-    return 2 * kOneShotBytes + pipeline_bytes + kOutboxBytes;
-  }
+  std::size_t staging_bytes() const { return 2 * kOneShotBytes + pipeline_bytes + kOutboxBytes; }
   std::size_t staging_offset(std::size_t slot) const {
     const std::size_t table = kHeaderBytes + slots * sizeof(Slot);
     return (table + kPageBytes - 1) / kPageBytes * kPageBytes + slot * staging_bytes();

@@ -51,7 +51,8 @@ void ring_always(Bell& bell) noexcept {
 }
 
 void Waiter::sleep_once(std::uint32_t rings, Clock::duration longest) noexcept {
-  const auto slice = std::clamp<std::chrono::nanoseconds>(longest, std::chrono::nanoseconds(0), kSleepSlice);
+  const auto slice =
+      std::clamp<std::chrono::nanoseconds>(longest, std::chrono::nanoseconds(0), kSleepSlice);
   const timespec relative{0, static_cast<long>(slice.count())};  // below one second
   // EAGAIN (rung meanwhile), EINTR (a signal) and ETIMEDOUT all mean: look again.
   syscall(SYS_futex, &bell_->rings, FUTEX_WAIT, rings, &relative, nullptr, 0);

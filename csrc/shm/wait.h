@@ -1,8 +1,8 @@
 // How a rank waits: it spins while there are cores enough, then yields, then sleeps.
 //
-// Pure spinning costs a scheduler slice (4 ms a barrier) as soon as ranks outnumber cores; yielding costs as
-// much as soon as a foreign busy thread has the core; sleeping always costs a wake-up. So: spin only where
-// every rank has a core, yield while yields return quickly, and sleep otherwise.
+// Pure spinning costs a scheduler slice (4 ms a barrier) as soon as ranks outnumber cores; yielding
+// costs as much as soon as a foreign busy thread has the core; sleeping always costs a wake-up. So:
+// spin only where every rank has a core, yield while yields return quickly, and sleep otherwise.
 #pragma once
 
 #include <atomic>
@@ -18,9 +18,9 @@ using Clock = std::chrono::steady_clock;
 /// Cores this process may use: its affinity mask and its cgroup's quota, whichever is less.
 int usable_cores();
 
-/// Wakes the owner of `bell` if one of its threads sleeps. Call it after the word it waits for has been
-/// stored with memory_order_seq_cst: that store and the load of `sleepers` here are one side of the
-/// handshake whose other side is in Waiter::sleep.
+/// Wakes the owner of `bell` if one of its threads sleeps. Call it after the word it waits for has
+/// been stored with memory_order_seq_cst: that store and the load of `sleepers` here are one side
+/// of the handshake whose other side is in Waiter::sleep.
 inline void ring(Bell& bell);
 
 /// Wakes unconditionally.
@@ -33,8 +33,9 @@ class Waiter {
   Waiter(Bell& bell, bool core_for_each, std::chrono::microseconds spin)
       : bell_(&bell), spin_(core_for_each ? spin : std::chrono::microseconds(0)) {}
 
-  /// Returns once `ready()`. `check()` runs about every 100 ms and after every wake-up or signal while it
-  /// is not; it may throw to give up, and returns how long may be slept at most before it is due again.
+  /// Returns once `ready()`. `check()` runs about every 100 ms and after every wake-up or signal
+  /// while it is not; it may throw to give up, and returns how long may be slept at most before it
+  /// is due again.
   template <typename Ready, typename Check>
   void wait(Ready&& ready, Check&& check) {
     if (spin_.count() != 0 && spin(ready)) return;
@@ -45,7 +46,8 @@ class Waiter {
  private:
   // A yield that took longer than this handed the core to a stranger's time slice.
   static constexpr std::chrono::microseconds kSlowYield{50};
-  // After that so many waits sleep at once; one slow yield (about 1.5 ms) among them does not count.
+  // After that so many waits sleep at once; one slow yield (about 1.5 ms) among them does not
+  // count.
   static constexpr int kWaitsWithoutYield = 2000;
   static constexpr std::chrono::microseconds kYieldFor{200};
 

@@ -92,9 +92,9 @@ void Watcher::run() {
     bool anybody = false;
     for (std::size_t i = 0; i < peers.size(); ++i) {
       Peer& peer = *peers[i];
-      const bool ended = peer.pidfd != -1 ? fds[i + 1].revents != 0
-                                          : has_ended(static_cast<pid_t>(peer.info.pid),
-                                                      peer.info.start_time);
+      const bool ended = peer.pidfd != -1
+                             ? fds[i + 1].revents != 0
+                             : has_ended(static_cast<pid_t>(peer.info.pid), peer.info.start_time);
       if (!ended) continue;
       bury(peer);
       anybody = true;

@@ -1,5 +1,6 @@
-// Ranks as threads of one process over one mapping: the world in which ThreadSanitizer sees every race
-// between ranks. Each rank has a domain of its own; segments are process-local and found through a map.
+// Ranks as threads of one process over one mapping: the world in which ThreadSanitizer sees every
+// race between ranks. Each rank has a domain of its own; segments are process-local and found
+// through a map.
 #pragma once
 
 #include <map>
@@ -79,7 +80,8 @@ inline DomainOptions small_domain() {
   return options;
 }
 
-/// `size` ranks with a domain each. communicator(rank, ...) is to be called by all ranks, each in its thread.
+/// `size` ranks with a domain each. communicator(rank, ...) is to be called by all ranks, each in
+/// its thread.
 class ThreadWorld {
  public:
   explicit ThreadWorld(int size, const DomainOptions& options = small_domain())
