@@ -1,0 +1,180 @@
+"""Builds fastvideo_dist._C against the torch of the environment it will be loaded into.
+
+What does not change from one build to the next stands in pyproject.toml. Environment variables read
+here are listed in docs/environment.md.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
+
+# torch looks for ninja on the PATH, where it is not if the environment is not activated.
+os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+# A backend of another package that fails to load would end `import torch`, and with it the build.
+os.environ["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    torch = None
+
+ROOT = Path(__file__).resolve().parent
+ROOMS = ("comm", "shm", "c10d", "ops")
+COMMANDS_THAT_NEED_TORCH = {
+    "bdist_wheel",
+    "build",
+    "build_ext",
+    "develop",
+    "dist_info",
+    "editable_wheel",
+    "install",
+}
+BYTES_PER_COMPILER = 2 << 30  # a translation unit with torch's headers peaks near 1.5 GB
+
+TORCH_IS_MISSING = """
+fastvideo-dist is compiled against the torch that it will run with, and there is none here
+({where}).
+
+In an environment that has torch 2.11 or later:
+
+    pip install "setuptools>=77" wheel packaging ninja
+    pip install --no-build-isolation .
+
+or with uv:
+
+    uv pip install "setuptools>=77" wheel packaging ninja
+    uv pip install --no-build-isolation .
+
+Without --no-build-isolation the build runs in an environment of its own, which has no torch.
+"""
+
+
+def is_isolated() -> bool:
+    """Whether this is the throw-away environment of pip or of uv rather than the user's own."""
+    return any(mark in path for mark in ("pip-build-env-", "builds-v0") for path in sys.path)
+
+
+def require_torch() -> None:
+    """Ends the build with instructions where it cannot succeed."""
+    if torch is not None:
+        return
+    where = "this build is isolated" if is_isolated() else f"looked in {sys.prefix}"
+    sys.exit(TORCH_IS_MISSING.format(where=where))
+
+
+def torch_minor() -> str:
+    """Such as "2.12"."""
+    return ".".join(torch.__version__.split(".")[:2])
+
+
+def set_max_jobs() -> None:
+    """Keeps ninja from starting more compilers than fit into memory; MAX_JOBS overrides."""
+    if "MAX_JOBS" in os.environ:
+        return
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    jobs = min(len(os.sched_getaffinity(0)), memory // BYTES_PER_COMPILER)
+    os.environ["MAX_JOBS"] = str(max(1, jobs))
+
+
+def write_build_info(target: Path) -> None:
+    """What fastvideo_dist/_compat.py needs to explain an extension that does not load."""
+    compiler = os.environ.get("CXX", "c++")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    facts = {
+        "TORCH": str(torch.__version__),
+        "CUDA": torch.version.cuda,
+        "CXX11_ABI": torch.compiled_with_cxx11_abi(),
+        "COMPILER": version.stdout.partition("\n")[0] or compiler,
+        "PYTHON": platform.python_version(),
+    }
+    lines = ['"""Written by setup.py: what _C was compiled with."""', ""]
+    lines += [f"{name} = {value!r}" for name, value in facts.items()]
+    target.write_text("\n".join(lines) + "\n")
+
+
+def build_folder() -> str:
+    """One per version of torch and Python, so that going from one to another stays quick."""
+    return f"build/torch-{torch.__version__}-{sysconfig.get_config_var('SOABI')}"
+
+
+class Build(build):
+    def initialize_options(self) -> None:
+        super().initialize_options()
+        self.build_base = build_folder()
+
+
+class BdistWheel(bdist_wheel):
+    """Narrows the wheel's requirement to the minor version of torch that it was compiled against.
+
+    c10d::Backend has no stable binary interface: with any other minor version the extension fails
+    to load, or worse.
+    """
+
+    def egg2dist(self, egginfo_path: str, distinfo_path: str) -> None:
+        super().egg2dist(egginfo_path, distinfo_path)
+        metadata = Path(distinfo_path) / "METADATA"
+        text, changed = re.subn(
+            r"^Requires-Dist: torch\b.*$",
+            f"Requires-Dist: torch=={torch_minor()}.*",
+            metadata.read_text(),
+            flags=re.MULTILINE,
+        )
+        if changed != 1:
+            raise RuntimeError(f"{metadata} names torch {changed} times; it should once")
+        metadata.write_text(text)
+
+
+def extension() -> Any:
+    sources = [path for room in ROOMS for path in (ROOT / "csrc" / room).glob("*.cpp")]
+    sources.append(ROOT / "csrc" / "module.cpp")
+    result = CppExtension(
+        "fastvideo_dist._C",
+        sorted(str(path.relative_to(ROOT)) for path in sources),
+        extra_compile_args=["-std=c++20", "-O3", "-g1", "-fvisibility=hidden", "-Wall", "-Wextra"],
+    )
+    # CppExtension hands torch's headers over by -I, which would hold them to our warnings.
+    result.include_dirs = [str(ROOT / "csrc")]
+    for path in [*include_paths(), sysconfig.get_path("include")]:
+        result.extra_compile_args += ["-isystem", path]
+    if os.environ.get("FASTVIDEO_DIST_WERROR", "0") == "1":
+        result.extra_compile_args.append("-Werror")
+    return result
+
+
+def commands() -> dict[str, Any]:
+    if torch is None:
+        return {}
+
+    class BuildExt(BuildExtension):
+        def finalize_options(self) -> None:
+            # An editable install would compile in a temporary folder, all of it each time.
+            if self.build_temp is None:
+                self.build_temp = str(ROOT / build_folder() / "objects")
+            super().finalize_options()
+
+        def run(self) -> None:
+            set_max_jobs()
+            super().run()
+            package = Path(self.get_ext_fullpath("fastvideo_dist._C")).parent
+            write_build_info(package / "_build_info.py")
+
+    return {"build": Build, "build_ext": BuildExt, "bdist_wheel": BdistWheel}
+
+
+if COMMANDS_THAT_NEED_TORCH.intersection(sys.argv):
+    require_torch()
+
+setup(ext_modules=[extension()] if torch is not None else [], cmdclass=commands())

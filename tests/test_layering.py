@@ -1,0 +1,184 @@
+"""Who may include and import whom. csrc/README.md says it in words; here it is held.
+
+The tables are the whole rule: what they do not name is forbidden.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+PACKAGE = ROOT / "fastvideo_dist"
+
+# Of each room (or file): the own headers it may include, then the foreign ones; by prefix.
+STANDARD = r"<[a-z_0-9]+>"  # C++ headers have neither a folder nor an ending
+POSIX = r"<(sys|linux)/\w+\.h>|<\w+\.h>"  # with the compiler's own, such as immintrin.h
+TENSORS = r"<(ATen|c10)/.*>"
+C10D = r"<torch/csrc/distributed/c10d/.*>|<torch/version\.h>"
+OPS = r"<torch/library\.h>|<torch/csrc/autograd/.*>"
+PYTHON = r"<pybind11/.*>|<torch/csrc/utils/pybind\.h>"
+THREAD_NAMES = r"<pthread\.h>"
+DOORS = ["c10d/backend.h", "c10d/lookup.h", "c10d/tensor_view.h"]  # of c10d, for ops
+ARROWS = {
+    "comm": (["comm/"], [STANDARD]),
+    "shm": (["shm/", "comm/"], [STANDARD, POSIX]),
+    "c10d": (["c10d/", "comm/"], [STANDARD, TENSORS, C10D, THREAD_NAMES]),
+    "ops": (["ops/", *DOORS, "comm/"], [STANDARD, TENSORS, OPS]),
+    "module.cpp": (["c10d/", "shm/", "comm/"], [STANDARD, POSIX, TENSORS, PYTHON]),
+}
+
+# Of each module: the modules of the project it may import. A star: only for type checkers, or
+# lazily, inside a function.
+IMPORTS = {
+    "_fastvideo_dist_autoload": {"*fastvideo_dist._register"},
+    "fastvideo_dist": {
+        "_fastvideo_dist_autoload",
+        "*fastvideo_dist._C",
+        "*fastvideo_dist._compat",
+        "*fastvideo_dist.ops",
+    },
+    "fastvideo_dist._compat": {"*fastvideo_dist._C", "*fastvideo_dist._build_info"},
+    "fastvideo_dist._register": {
+        "fastvideo_dist._compat",
+        "fastvideo_dist.ops",
+        "*fastvideo_dist._C",
+    },
+    "fastvideo_dist.ops": {"fastvideo_dist._compat"},
+}
+FOREIGN = sys.stdlib_module_names - {"ctypes", "mmap", "fcntl"} | {"torch"}
+
+MOST_LINES = 400
+EXCUSE = "over 400 lines because"
+
+
+def sources() -> list[Path]:
+    return sorted(path for path in CSRC.rglob("*") if path.suffix in {".cpp", ".h", ".inc", ".cu"})
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s+(<[^>]+>|"[^"]+")', path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sources(), ids=name)
+def test_includes_follow_the_arrows(path: Path) -> None:
+    own, foreign = ARROWS[path.relative_to(CSRC).parts[0]]
+    for include in includes(path):
+        if include.startswith('"'):
+            header = include.strip('"')
+            assert header.startswith(tuple(own)), f"{name(path)} may not include {include}"
+            assert (CSRC / header).is_file(), f"{name(path)}: write {include} from csrc/"
+            assert not header.endswith(".cpp"), f"{name(path)} includes a source file: {include}"
+        else:
+            allowed = any(re.fullmatch(pattern, include) for pattern in foreign)
+            assert allowed, f"{name(path)} may not include {include}"
+
+
+def test_every_room_is_in_the_table() -> None:
+    rooms = {path.relative_to(CSRC).parts[0] for path in sources()}
+    assert rooms == set(ARROWS)
+
+
+def test_only_the_contract_reads_the_environment() -> None:
+    readers = [name(path) for path in sources() if re.search(r"\bgetenv\b", path.read_text())]
+    assert readers == ["csrc/comm/env.cpp"]
+
+
+def test_only_the_compat_header_asks_for_torchs_version() -> None:
+    asking = [name(path) for path in sources() if "TORCH_VERSION_" in path.read_text()]
+    assert asking == ["csrc/c10d/torch_compat.h"]
+
+
+class Imports(ast.NodeVisitor):
+    """The modules a file imports, by `import`, `from` and `importlib.import_module("...")`."""
+
+    def __init__(self, tree: ast.Module):
+        self.eager: set[str] = set()
+        self.lazy: set[str] = set()
+        self._later = False
+        self.visit(tree)
+
+    def _add(self, module: str) -> None:
+        (self.lazy if self._later else self.eager).add(module)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            self._add(alias.name)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        assert node.level == 0, "relative import"
+        module = node.module or ""
+        # "from package import module" names a module where there is a file of that name.
+        for alias in node.names:
+            is_module = module == "fastvideo_dist" and (PACKAGE / f"{alias.name}.py").exists()
+            self._add(f"{module}.{alias.name}" if is_module else module)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func).endswith("import_module"):
+            for argument in node.args:
+                if isinstance(argument, ast.Constant):
+                    self._add(argument.value)
+        self.generic_visit(node)
+
+    def _visit_later(self, node: ast.AST) -> None:
+        before, self._later = self._later, True
+        self.generic_visit(node)
+        self._later = before
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self._visit_later(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        if ast.unparse(node.test) == "TYPE_CHECKING":
+            self._visit_later(node)
+        else:
+            self.generic_visit(node)
+
+
+def modules() -> dict[str, Path]:
+    found = {"_fastvideo_dist_autoload": ROOT / "_fastvideo_dist_autoload.py"}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    found.pop("fastvideo_dist._build_info", None)  # generated
+    return found
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_follow_the_arrows(module: str) -> None:
+    found = Imports(ast.parse(modules()[module].read_text()))
+    for lazy, imported in [(False, found.eager), (True, found.lazy)]:
+        for other in imported:
+            top = other.partition(".")[0]
+            if top in {"fastvideo_dist", "_fastvideo_dist_autoload"}:
+                allowed = IMPORTS[module]
+                assert other in allowed or (lazy and f"*{other}" in allowed), (
+                    f"{module} may not import {other}{'' if lazy else ' at once'}"
+                )
+            else:
+                assert top in FOREIGN, f"{module} may not import {other}"
+
+
+def code() -> list[Path]:
+    folders = ["csrc", "fastvideo_dist", "tests", "demo", "examples", "benchmarks", "tools", ".ci"]
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    files += [path for path in ROOT.iterdir() if path.suffix == ".py" or path.name == "Makefile"]
+    text = {".cpp", ".h", ".inc", ".cu", ".py", ".pyi", ".sh", ".txt", ""}
+    return sorted(p for p in files if p.suffix in text and "__pycache__" not in p.parts)
+
+
+def test_no_file_is_long_without_saying_why() -> None:
+    for path in code():
+        lines = path.read_text().splitlines()
+        if len(lines) > MOST_LINES:
+            said = any(EXCUSE in line for line in lines[:20])
+            assert said, f'{name(path)} has {len(lines)} lines and no line "{EXCUSE} ..."'
