@@ -1,0 +1,174 @@
+#include "c10d/group_runner.h"
+
+#include <pthread.h>
+
+#include <future>
+#include <utility>
+
+namespace fvd::c10d_ {
+namespace {
+
+std::atomic<unsigned> fork_generation{0};
+
+// Registered once per process; a fork counts up in the child only.
+unsigned current_fork_generation() noexcept {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { ++fork_generation; });
+  static_cast<void>(registered);
+  return fork_generation.load(std::memory_order_relaxed);
+}
+
+constexpr std::chrono::milliseconds kCloseLimit{2000};
+
+}  // namespace
+
+GroupRunner::GroupRunner(std::unique_ptr<Communicator> communicator, std::string group,
+                         const Host& host)
+    : group_(std::move(group)),
+      host_(host),
+      fork_generation_(current_fork_generation()),
+      communicator_(std::move(communicator)) {}
+
+GroupRunner::~GroupRunner() {
+  if (in_home_process()) {
+    close(kCloseLimit);
+    return;
+  }
+  // The parent's group is not this process's to close: leave everything as it is.
+  new std::shared_ptr<Communicator>(std::move(communicator_));
+  collectives_.forget();
+  aside_.forget();
+}
+
+bool GroupRunner::in_home_process() const noexcept {
+  return fork_generation_ == fork_generation.load(std::memory_order_relaxed);
+}
+
+void GroupRunner::check_usable() const {
+  FVD_CHECK(in_home_process(), kAborted, "fastvideo: group \"", group_,
+            "\" belongs to the parent of this forked process; create the group in the process that "
+            "uses it (multiprocessing start method \"spawn\")");
+}
+
+std::shared_ptr<Communicator> GroupRunner::communicator() const {
+  check_usable();
+  std::lock_guard lock(communicator_mutex_);
+  if (!communicator_) throw_closed();
+  return communicator_;
+}
+
+void GroupRunner::throw_closed() const {
+  throw Error(Kind::kAborted,
+              text("fastvideo: group \"", group_,
+                   "\" was destroyed; create it again with init_process_group or new_group"));
+}
+
+void GroupRunner::execute(const Body& body, std::chrono::milliseconds timeout) {
+  const auto communicator = this->communicator();
+  Call call;
+  call.timeout = timeout;
+  call.interrupt = host_.interrupt_hook();
+  try {
+    body(*communicator, call);
+  } catch (const Error& error) {
+    note_failure(error.kind());
+    throw;
+  }
+}
+
+bool GroupRunner::try_run(const Body& body, std::chrono::milliseconds timeout) {
+  check_usable();
+  if (!collectives_.idle()) return false;
+  std::lock_guard order(order_);
+  execute(body, timeout);
+  return true;
+}
+
+void GroupRunner::enqueue(Body body, std::chrono::milliseconds timeout,
+                          std::function<void(std::exception_ptr)> done) {
+  communicator();  // a closed group is the caller's error, here and now
+  const bool queued = collectives_.push([self = shared_from_this(), body = std::move(body), timeout,
+                                         done = std::move(done)]() mutable {
+    std::exception_ptr error;
+    try {
+      std::lock_guard order(self->order_);
+      self->execute(body, timeout);
+    } catch (...) {
+      error = std::current_exception();
+    }
+    body = nullptr;  // its tensors are free before anybody hears that the call is done
+    self->collectives_.end_turn();
+    done(error);
+  });
+  if (!queued) throw_closed();
+}
+
+void GroupRunner::help(const std::function<bool()>& enough) {
+  while (!enough() && collectives_.run_next()) {
+  }
+}
+
+void GroupRunner::run(const Body& body, std::chrono::milliseconds timeout) {
+  if (try_run(body, timeout)) return;
+  const auto promise = std::make_shared<std::promise<void>>();
+  enqueue(body, timeout, [promise](std::exception_ptr error) {
+    if (error) {
+      promise->set_exception(error);
+    } else {
+      promise->set_value();
+    }
+  });
+  auto future = promise->get_future();
+  const auto ready = [&](std::chrono::milliseconds limit) {
+    return future.wait_for(limit) == std::future_status::ready;
+  };
+  help([&] { return ready(std::chrono::milliseconds{0}); });
+  const auto* interrupt = host_.interrupt_hook();
+  while (!ready(kInterruptInterval)) {
+    if (interrupt != nullptr) (*interrupt)();
+  }
+  future.get();
+}
+
+void GroupRunner::note_failure(Kind kind) noexcept {
+  if (kind == Kind::kInvalidArgument || kind == Kind::kUnsupported) return;
+  Kind none = Kind::kInvalidArgument;
+  failure_.compare_exchange_strong(none, kind, std::memory_order_relaxed);
+}
+
+void GroupRunner::abort(const std::string& reason) noexcept {
+  if (!in_home_process()) return;
+  std::shared_ptr<Communicator> communicator;
+  {
+    std::lock_guard lock(communicator_mutex_);
+    communicator = communicator_;
+  }
+  if (!communicator) return;
+  note_failure(Kind::kAborted);
+  communicator->abort(reason);
+}
+
+bool GroupRunner::wait_idle(std::chrono::milliseconds limit) const {
+  const auto end = std::chrono::steady_clock::now() + limit;
+  if (!collectives_.wait_idle(limit)) return false;
+  const auto left =
+      std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
+  return aside_.wait_idle(std::max(left, std::chrono::milliseconds{0}));
+}
+
+void GroupRunner::close(std::chrono::milliseconds limit) noexcept {
+  if (!in_home_process()) return;
+  host_.run_unlocked([&] {
+    const bool on_own_thread = collectives_.on_own_thread() || aside_.on_own_thread();
+    if (!on_own_thread && !wait_idle(limit))
+      abort(text("destroyed while calls were under way for ", limit.count(), " ms"));
+    std::shared_ptr<Communicator> communicator;
+    {
+      std::lock_guard lock(communicator_mutex_);
+      communicator = std::move(communicator_);
+    }
+    collectives_.stop();
+    aside_.stop();
+  });
+}
+
+}  // namespace fvd::c10d_

@@ -1,0 +1,72 @@
+// The exchange of sequence parallelism: one dimension is scattered over the ranks, another
+// gathered.
+//
+// Rank r gets  y[.., j*n + i, ..] = x_j[.., i, ..]  along the gathered dimension (n: its size in
+// x), of that r-th part of each x_j along the scattered dimension. Both layouts are read and
+// written where they lie: no transpose before or after.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "c10d/backend.h"
+#include "c10d/lookup.h"
+#include "c10d/tensor_view.h"
+#include "comm/block_layout.h"
+
+namespace fvd::ops {
+namespace {
+
+void check_arguments(const at::Tensor& x, int64_t scatter_dim, int64_t gather_dim,
+                     int64_t group_size) {
+  TORCH_CHECK_VALUE(x.dim() == 4, "all_to_all_4d: x must have 4 dimensions, got shape ", x.sizes());
+  TORCH_CHECK_VALUE(scatter_dim >= 0 && scatter_dim < 4 && gather_dim >= 0 && gather_dim < 4,
+                    "all_to_all_4d: scatter_dim and gather_dim must be 0 to 3, got ", scatter_dim,
+                    " and ", gather_dim);
+  TORCH_CHECK_VALUE(scatter_dim != gather_dim,
+                    "all_to_all_4d: scatter_dim and gather_dim must differ, both are ", gather_dim);
+  TORCH_CHECK_VALUE(group_size > 0, "all_to_all_4d: group_size must be above 0, got ", group_size);
+  TORCH_CHECK_VALUE(x.size(scatter_dim) % group_size == 0, "all_to_all_4d: dimension ", scatter_dim,
+                    " of x has size ", x.size(scatter_dim), ", no multiple of the ", group_size,
+                    " ranks of the group; pad it");
+}
+
+at::Tensor all_to_all_4d(const at::Tensor& x, int64_t scatter_dim, int64_t gather_dim,
+                         std::string_view group_name, int64_t group_size) {
+  check_arguments(x, scatter_dim, gather_dim, group_size);
+  const std::string group(group_name);
+  const auto backend = c10d_::find_backend(group);
+  TORCH_CHECK_VALUE(backend->getSize() == group_size, "all_to_all_4d: group \"", group, "\" has ",
+                    backend->getSize(), " ranks but group_size is ", group_size);
+
+  auto sizes = x.sizes().vec();
+  sizes[scatter_dim] /= group_size;
+  sizes[gather_dim] *= group_size;
+  auto y = at::empty(sizes, x.options().memory_format(at::MemoryFormat::Contiguous));
+
+  const c10d_::Site site{"all_to_all_4d", group, backend->getRank()};
+  const auto in = c10d_::view(site, x, c10d_::Access::kRead, "x");
+  const auto out = c10d_::view(site, y, c10d_::Access::kWrite, "y");
+  const auto ranks = static_cast<std::size_t>(group_size);
+  const auto element = static_cast<std::size_t>(x.element_size());
+  const auto scattered = BlockLayout::split(x.sizes(), scatter_dim, element, ranks);
+  const auto gathered = BlockLayout::split(sizes, gather_dim, element, ranks);
+
+  backend->run_in_order([=](Communicator& communicator, const Call& call) {
+    std::vector<ConstBlock> sent(ranks);
+    std::vector<Block> received(ranks);
+    for (std::size_t peer = 0; peer < ranks; ++peer) {
+      sent[peer] = scattered.block(static_cast<const void*>(in.data), peer);
+      received[peer] = gathered.block(static_cast<void*>(out.data), peer);
+    }
+    communicator.all_to_all(sent, received, in.type, true, call);
+  });
+  return y;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(fastvideo_dist, CPU, library) { library.impl("all_to_all_4d", all_to_all_4d); }
+
+}  // namespace fvd::ops
