@@ -1,0 +1,1 @@
+"""Backends of torch.distributed side by side in one run; see README.md."""

@@ -1,0 +1,162 @@
+"""The operations: their inputs, the call that is timed, and what must come out.
+
+Sizes follow nccl-tests: `bytes` is one rank's tensor, and for all_gather and reduce_scatter the
+large one of the two. They are rounded up to one element per rank.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastvideo_dist.ops import all_to_all_4d
+
+# The exchange of Wan2.1-T2V-1.3B: 12 heads of 128, in bf16.
+HEADS, HEAD_DIM = 12, 128
+
+
+@dataclass(frozen=True)
+class Case:
+    """`call` is timed; it returns the tensor that must equal `expected` when `inputs` are fresh."""
+
+    bytes: int
+    call: Callable[[], Tensor]
+    expected: Tensor
+    inputs: Tensor
+
+    def verify(self) -> None:
+        """Run once and compare; raises RuntimeError. Zeroes the inputs: sums must stay finite."""
+        result = self.call()
+        if not torch.equal(result, self.expected):
+            raise RuntimeError(
+                f"wrong result: {result.flatten()[:8]} != {self.expected.flatten()[:8]}"
+            )
+        self.inputs.zero_()
+
+
+def pattern(rank: int, count: int) -> Tensor:
+    """Small whole numbers, different on each rank: their sums are exact in float32."""
+    return ((torch.arange(count) * 7 + rank * 13) % 61).float()
+
+
+def all_reduce(group: dist.ProcessGroup, size: int) -> Case:
+    rank, world = group.rank(), group.size()
+    x = pattern(rank, max(1, size // 4))
+
+    def call() -> Tensor:
+        dist.all_reduce(x, group=group)
+        return x
+
+    expected = torch.stack([pattern(r, x.numel()) for r in range(world)]).sum(0)
+    return Case(x.nbytes, call, expected, x)
+
+
+def broadcast(group: dist.ProcessGroup, size: int) -> Case:
+    x = pattern(group.rank(), max(1, size // 4))
+
+    def call() -> Tensor:
+        dist.broadcast(x, 0, group=group)
+        return x
+
+    return Case(x.nbytes, call, pattern(0, x.numel()), x)
+
+
+def all_gather_into_tensor(group: dist.ProcessGroup, size: int) -> Case:
+    rank, world = group.rank(), group.size()
+    x = pattern(rank, _per_rank(size, world))
+    out = torch.empty(world * x.numel())
+
+    def call() -> Tensor:
+        dist.all_gather_into_tensor(out, x, group=group)
+        return out
+
+    expected = torch.cat([pattern(r, x.numel()) for r in range(world)])
+    return Case(out.nbytes, call, expected, x)
+
+
+def reduce_scatter_tensor(group: dist.ProcessGroup, size: int) -> Case:
+    rank, world = group.rank(), group.size()
+    x = pattern(rank, world * _per_rank(size, world))
+    out = torch.empty(x.numel() // world)
+
+    def call() -> Tensor:
+        dist.reduce_scatter_tensor(out, x, group=group)
+        return out
+
+    total = torch.stack([pattern(r, x.numel()) for r in range(world)]).sum(0)
+    return Case(x.nbytes, call, total.chunk(world)[rank], x)
+
+
+def all_to_all_single(group: dist.ProcessGroup, size: int) -> Case:
+    rank, world = group.rank(), group.size()
+    x = pattern(rank, world * _per_rank(size, world))
+    out = torch.empty_like(x)
+
+    def call() -> Tensor:
+        dist.all_to_all_single(out, x, group=group)
+        return out
+
+    expected = torch.cat([pattern(r, x.numel()).chunk(world)[rank] for r in range(world)])
+    return Case(x.nbytes, call, expected, x)
+
+
+def barrier(group: dist.ProcessGroup, size: int) -> Case:
+    nothing = torch.empty(0)
+
+    def call() -> Tensor:
+        dist.barrier(group=group)
+        return nothing
+
+    return Case(0, call, nothing, nothing)
+
+
+def exchange(group: dist.ProcessGroup, size: int) -> Case:
+    """all_to_all_4d: [1, S/W, H, D] -> [1, S, H/W, D] in one op."""
+    x, expected = _exchange_tensors(group, size)
+    return Case(x.nbytes, lambda: all_to_all_4d(x, 2, 1, group), expected, x)
+
+
+def exchange_by_permutes(group: dist.ProcessGroup, size: int) -> Case:
+    """The same without the op: permute, all_to_all_single, permute."""
+    world = group.size()
+    x, expected = _exchange_tensors(group, size)
+    batch, length, heads, dim = x.shape
+
+    def call() -> Tensor:
+        blocks = x.reshape(batch, length, world, heads // world, dim).permute(2, 0, 1, 3, 4)
+        blocks = blocks.contiguous()
+        received = torch.empty_like(blocks)
+        dist.all_to_all_single(received, blocks, group=group)
+        return received.permute(1, 0, 2, 3, 4).reshape(batch, world * length, heads // world, dim)
+
+    return Case(x.nbytes, call, expected, x)
+
+
+def _exchange_tensors(group: dist.ProcessGroup, size: int) -> tuple[Tensor, Tensor]:
+    rank, world = group.rank(), group.size()
+    if HEADS % world:
+        raise ValueError(f"all_to_all_4d: {HEADS} heads do not divide over {world} ranks")
+    shape = (1, max(1, size // (HEADS * HEAD_DIM * 2)), HEADS, HEAD_DIM)
+    count = shape[1] * HEADS * HEAD_DIM
+    inputs = [pattern(r, count).bfloat16().reshape(shape) for r in range(world)]
+    mine = slice(rank * HEADS // world, (rank + 1) * HEADS // world)
+    return inputs[rank], torch.cat([x[:, :, mine] for x in inputs], dim=1)
+
+
+def _per_rank(size: int, world: int) -> int:
+    return max(1, size // (4 * world))
+
+
+Maker = Callable[[dist.ProcessGroup, int], Case]
+
+OPS: dict[str, Maker] = {
+    "all_reduce": all_reduce,
+    "all_gather_into_tensor": all_gather_into_tensor,
+    "reduce_scatter_tensor": reduce_scatter_tensor,
+    "all_to_all_single": all_to_all_single,
+    "broadcast": broadcast,
+    "barrier": barrier,
+    "all_to_all_4d": exchange,
+}
