@@ -1,0 +1,77 @@
+"""Faults while a group is made."""
+
+from __future__ import annotations
+
+import datetime
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from faults import expect
+from fresh import fresh_ranks
+from rank_process import Control
+
+ABSENT = 1
+
+
+def come_or_not(control: Control) -> None:
+    if control.rank == ABSENT:
+        control.reached("outside")
+        control.wait_for("the end")
+        return
+    control.reached("joining")
+    control.init(timeout_s=3)
+
+
+def test_a_rank_that_does_not_come_is_named() -> None:
+    with fresh_ranks(come_or_not, 3) as ranks:
+        joining = ranks.wait_until("joining", [0, 2])
+        for outcome, begun in zip(ranks.outcomes([0, 2]), joining, strict=True):
+            assert outcome.report is not None, outcome
+            assert "DistBackendError" in outcome.report.types, outcome
+            assert f"rank {ABSENT}" in outcome.report.text, outcome
+            assert outcome.report.at - begun["at"] < 3.0 + expect.BOUND_S
+        ranks.tell(ABSENT, "the end")
+
+
+def join_and_use(control: Control) -> None:
+    control.reached("joining")
+    control.init(timeout_s=4)
+    while True:
+        dist.all_reduce(torch.ones(10))
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 2, 4, 8, 16, 32, 64])
+def test_a_rank_killed_at_any_moment_of_init(milliseconds: int) -> None:
+    """The moments are swept: whichever it hits, the others end, with an error that names it."""
+    with fresh_ranks(join_and_use, 3) as ranks:
+        ranks.wait_until("joining")
+        time.sleep(milliseconds / 1000)
+        at = ranks.kill(ABSENT)
+        for outcome in ranks.outcomes([0, 2]):
+            expect.broken(outcome, rf"rank {ABSENT}\b", at, 4.0 + expect.BOUND_S)
+
+
+def two_names(control: Control) -> str:
+    """The ranks give different sizes for one group."""
+    try:
+        dist.init_process_group(
+            control.place.backend,
+            store=control.place.connect(control.prefix),
+            rank=control.rank,
+            world_size=2 if control.rank == 0 else 3,
+            timeout=datetime.timedelta(seconds=4),
+        )
+    except dist.DistBackendError as error:
+        return str(error)
+    return ""
+
+
+def test_different_world_sizes_are_told() -> None:
+    with fresh_ranks(two_names, 2) as ranks:
+        (first,) = ranks.outcomes([0])
+        assert first.report is not None
+        assert "2" in first.report.value, first
+        assert "3" in first.report.value, first
