@@ -42,25 +42,21 @@ class Transfer {
 
 /// One object per rank and group.
 ///
-/// Order:    every rank makes the same collective calls in the same order; send and receive stand
-/// beside
-///           that order and match by (source, tag), first sent first received.
-/// Threads:  any thread may call; two collectives of one group never at once. Sends and receives
-/// may
-///           start and wait on any thread at any time.
-/// Memory:   belongs to the caller and stays untouched by him until the call (or Transfer) is done.
-/// Input
-///           and output may be the same memory where a call says "in place", else they may not
-///           overlap.
-/// Values:   the same bits on all ranks and from run to run: contributions are combined in the
-/// order of
-///           the ranks, in float32 for float16 and bfloat16. NaN propagates through MIN and MAX.
-/// Errors:   kInvalidArgument and kUnsupported leave the group usable and are found before anything
-/// is
-///           sent. All others break it for good on all ranks: every later call throws kAborted at
-///           once. On kMismatch no output has been touched.
-/// Time:     every call ends by its timeout. A dead peer, an abort and a mismatch are found without
-/// it.
+/// Order:   every rank makes the same collective calls in the same order; send and receive stand
+///          beside that order and match by (source, tag), first sent first received.
+/// Threads: any thread may call; two collectives of one group never at once. Sends and receives
+///          may start and wait on any thread at any time.
+/// Memory:  belongs to the caller and stays untouched by him until the call (or Transfer) is done.
+///          Input and output may be the same memory where a call says "in place", else they may
+///          not overlap.
+/// Values:  the same bits on all ranks and from run to run: contributions are combined in the
+///          order of the ranks, in float32 for float16 and bfloat16. NaN propagates through MIN
+///          and MAX.
+/// Errors:  kInvalidArgument and kUnsupported leave the group usable and are found before anything
+///          is sent. All others break it for good on all ranks: every later call throws kAborted
+///          at once. On kMismatch no output has been touched.
+/// Time:    every call ends by its timeout. A dead peer, an abort and a mismatch are found without
+///          it.
 class Communicator {
  public:
   virtual ~Communicator() = default;

@@ -11,7 +11,7 @@ namespace fvd {
 
 /// Of one group.
 struct GroupOptions {
-  std::string name;  // for messages and for keys in the store
+  std::string name;  // for messages; each group needs a Store (or a prefix) of its own
   std::chrono::milliseconds timeout{std::chrono::minutes(30)};
   std::vector<int> global_ranks;  // global_ranks[rank in the group]; empty: the same
 };
@@ -21,8 +21,8 @@ struct DomainOptions {
   std::size_t slots = 4096;               // groups alive at once
   std::size_t staging_bytes = 2 << 20;    // per group in use, reserved at its first large call
   std::size_t one_shot_bytes = 32 << 10;  // above it a call goes through the pipeline
-  std::chrono::microseconds spin_us{
-      20};                               // busy wait before yielding; 0 where ranks outnumber cores
+  // Busy wait before yielding; not done where ranks outnumber cores.
+  std::chrono::microseconds spin_us{20};
   std::string socket_directory{"/tmp"};  // for the handshake of a new pair of processes
 };
 

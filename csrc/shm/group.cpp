@@ -44,8 +44,7 @@ Group::~Group() {
   domain_->return_slot(slot_index_, done);
 }
 
-// --- the steps of a collective
-// ---------------------------------------------------------------------
+// --- the steps of a collective ---
 
 void Group::begin(const Record& record, const Call& call) {
   check_usable();
@@ -163,8 +162,7 @@ void Group::finish() noexcept {
   slot_->progress.completed.store(sequence(), std::memory_order_release);
 }
 
-// --- failing
-// ---------------------------------------------------------------------------------------
+// --- failing ---
 
 void Group::break_with(Kind kind, const std::string& reason) noexcept {
   if (!domain_->usable()) return;
@@ -196,8 +194,10 @@ void Group::check_usable() {
   if (!broken()) [[likely]]
     return;
   std::lock_guard lock(reason_mutex_);
-  throw Error(Kind::kAborted, text("fastvideo: ", where(), " is unusable since: ", reason_,
-                                   "\ndestroy_process_group() and init again."));
+  const bool says_way_out = reason_.find("destroy_process_group()") != std::string::npos;
+  throw Error(Kind::kAborted,
+              text("fastvideo: ", where(), " is unusable since: ", reason_,
+                   says_way_out ? "" : "\ndestroy_process_group() and init again."));
 }
 
 bool Group::gone(int rank) const noexcept {

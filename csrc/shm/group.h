@@ -61,7 +61,7 @@ class Group {
   std::size_t one_shot_bytes() const noexcept { return one_shot_bytes_; }
   std::size_t pipeline_bytes() const noexcept { return pipeline_bytes_; }
 
-  // --- the steps of a collective -----------------------------------------------------------------
+  // --- the steps of a collective ---
 
   /// Opens the next collective. Throws kAborted if the group is broken. `call` outlives it.
   void begin(const Record& record, const Call& call);
@@ -99,7 +99,7 @@ class Group {
   /// `drained` must hold as well before this rank's memory of the group is used for another one.
   void also_drain(std::function<bool()> drained) { drains_.push_back(std::move(drained)); }
 
-  // --- failing -----------------------------------------------------------------------------------
+  // --- failing ---
 
   /// Breaks the group for good, here and (as soon as they look) on all ranks. Never throws. The
   /// first reason stays.

@@ -22,8 +22,8 @@ inline constexpr std::size_t kMaxRanks = 256;  // of one group on one host
 static_assert(std::atomic<std::int64_t>::is_always_lock_free);
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
 
-/// What a rank says it is calling. Read by people (in a mismatch message) and, as `largest`, by the
-/// pipeline; equality is decided by the fingerprint over it.
+/// What a rank says it is calling, for the message of a mismatch. Equality is decided by the
+/// fingerprint over it.
 struct Record {
   Op op = Op::kNone;
   DataType type = DataType::kUInt8;
