@@ -20,6 +20,8 @@ MAX_JOBS ?= $(shell awk -v cores=$$(nproc) '/^MemTotal/ { jobs = int($$2 / 20971
     if (jobs > cores) jobs = cores; print (jobs < 1 ? 1 : jobs) }' /proc/meminfo)
 export MAX_JOBS
 export CMAKE_BUILD_PARALLEL_LEVEL := $(MAX_JOBS)
+# As pip does: certificates that the machine trusts, such as those of a company's proxy, are good.
+export UV_SYSTEM_CERTS := 1
 # Warnings are errors here, and in no user's build.
 export FASTVIDEO_DIST_WERROR := 1
 
@@ -49,7 +51,7 @@ setup: $(TOOLS_READY) $(READY)  ## tools, and an environment with torch TORCH=2.
 $(TOOLS_READY): pyproject.toml tools/find_python.sh
 	python=$${HOST_PYTHON:-$$(tools/find_python.sh)}
 	"$$python" -m venv $(TOOLS)
-	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check "uv>=0.9"
+	$(TOOLS)/bin/pip install --quiet --disable-pip-version-check "uv>=0.13"
 	$(UV) pip install --quiet --python $(TOOLS)/bin/python --group lint
 	touch $@
 
@@ -135,9 +137,9 @@ test-python: build  ## pytest
 # folder, so that no test finds the sources in place of what was installed.
 OTHER := .venv-torch-$(VERSION)
 .PHONY: test-torch
-test-torch: $(TOOLS_READY)  ## the backend's tests on another torch, VERSION=2.15.0
+test-torch: $(TOOLS_READY)  ## the backend's tests on another torch VERSION=2.15.0, OTHER_PYTHON
 	test -x $(OTHER)/bin/python || \
-	    $(UV) venv --quiet --python $(or $(PYTHON_VERSION),$(TOOLS)/bin/python) $(OTHER)
+	    $(UV) venv --quiet --python $(or $(OTHER_PYTHON),$(TOOLS)/bin/python) $(OTHER)
 	$(UV) pip install --python $(OTHER)/bin/python "torch==$(VERSION)" --group build --group test
 	$(OTHER)/bin/python setup.py --quiet build_ext | $(PROGRESS)
 	$(TOOLS)/bin/pip --python $(OTHER)/bin/python install --quiet --disable-pip-version-check \

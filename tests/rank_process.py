@@ -18,8 +18,9 @@ import signal
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -67,7 +68,7 @@ class Answer:
 
 
 def import_path(function: Callable[..., Any]) -> str:
-    """"module:name" of a function at module level, so that a failure points at a real line."""
+    """ "module:name" of a function at module level, so that a failure points at a real line."""
     if "<" in function.__qualname__:
         raise ValueError(f"{function.__qualname__} is no function at module level")
     return f"{function.__module__}:{function.__qualname__}"
@@ -85,9 +86,7 @@ def become_rank(place: Place) -> None:
     """Settles the process: it dies with its parent, dumps stacks on SIGUSR1, uses one thread."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setpgid(0, 0)  # what a test forks in a rank is found, and ended, by the process group
-    os.environ.update(
-        TMPDIR=place.directory, XDG_RUNTIME_DIR=place.directory, OMP_NUM_THREADS="1"
-    )
+    os.environ.update(TMPDIR=place.directory, XDG_RUNTIME_DIR=place.directory, OMP_NUM_THREADS="1")
     tempfile.tempdir = None
     faulthandler.enable()
     stacks = open(place.stacks_path, "w")  # noqa: SIM115  (lives as long as the process)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,8 +42,6 @@ def _combine(op: str, dtype: torch.dtype) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def _combine_unsigned(inputs: Sequence[Tensor], op: str) -> Tensor:
-    import numpy as np  # only these dtypes need it
-
     arrays = [tensor.numpy() for tensor in inputs]
     step = {
         "SUM": np.add,
@@ -113,7 +112,7 @@ def all_to_all_single(
     world_size = len(inputs)
     if splits is None:
         splits = [[len(tensor) // world_size] * world_size for tensor in inputs]
-    lists = [tensor.split(list(sizes)) for tensor, sizes in zip(inputs, splits)]
+    lists = [tensor.split(list(sizes)) for tensor, sizes in zip(inputs, splits, strict=True)]
     return [torch.cat(received) for received in all_to_all(lists)]
 
 

@@ -13,6 +13,10 @@ NEEDED = {
     "pytest": "pytest",
     "pytest_timeout": "pytest-timeout",
     "hypothesis": "hypothesis",
+    "av": "av",
+    "PIL": "pillow",
+    "tqdm": "tqdm",
+    "matplotlib": "matplotlib",
 }
 
 missing = [wanted for module, wanted in NEEDED.items() if not importlib.util.find_spec(module)]

@@ -9,6 +9,9 @@ BlockLayout BlockLayout::split(std::span<const std::int64_t> sizes, std::size_t 
   FVD_CHECK(dim < sizes.size(), kInvalidArgument, "dimension ", dim, " of a tensor with ",
             sizes.size(), " dimensions");
   FVD_CHECK(peers > 0, kInvalidArgument, "a tensor cannot be split over 0 ranks");
+  for (std::int64_t extent : sizes) {
+    FVD_CHECK(extent >= 0, kInvalidArgument, "a tensor with a dimension of size ", extent);
+  }
   const auto size = static_cast<std::size_t>(sizes[dim]);
   FVD_CHECK(size % peers == 0, kInvalidArgument, "dimension ", dim, " has size ", size,
             ", not divisible by the ", peers, " ranks of the group");

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <system_error>
 
 #include "comm/error.h"
 
@@ -35,17 +36,23 @@ LogLevel level(const char* variable, LogLevel fallback) {
               text(variable, " is \"", value, "\"; it must be error, warning, info or debug"));
 }
 
+/// False also for what cannot be looked at.
+bool is_directory(const char* path) {
+  std::error_code ignored;
+  return std::filesystem::is_directory(path, ignored);
+}
+
 /// The first of the places meant for such things that exists. A place the user named has to exist.
 std::string socket_directory(const std::string& fallback) {
   constexpr const char* kVariable = "FASTVIDEO_DIST_SOCKET_DIRECTORY";
   if (const char* chosen = std::getenv(kVariable)) {
-    FVD_CHECK(std::filesystem::is_directory(chosen), kInvalidArgument, kVariable, " is \"", chosen,
+    FVD_CHECK(is_directory(chosen), kInvalidArgument, kVariable, " is \"", chosen,
               "\", which is not a directory");
     return chosen;
   }
   for (const char* variable : {"XDG_RUNTIME_DIR", "TMPDIR"}) {
     const char* directory = std::getenv(variable);
-    if (directory != nullptr && std::filesystem::is_directory(directory)) return directory;
+    if (directory != nullptr && is_directory(directory)) return directory;
   }
   return fallback;
 }

@@ -154,5 +154,3 @@ def reduce_op(op: str, factor: float = 1.0) -> Any:
     if op == "PREMUL_SUM":
         return dist._make_nccl_premul_sum(factor)
     return getattr(dist.ReduceOp, op)
-
-

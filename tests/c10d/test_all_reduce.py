@@ -160,7 +160,7 @@ def check_coalesced(rank: int, world_size: int) -> None:
     inputs = [cases.all_inputs(world_size, count, torch.float32, count) for count in (3, 70_000)]
     mine = [given[rank].clone() for given in inputs]
     dist.all_reduce_coalesced(mine)
-    for result, given in zip(mine, inputs):
+    for result, given in zip(mine, inputs, strict=True):
         cases.reduced(result, reference.all_reduce(given), "coalesced")
 
 

@@ -32,9 +32,7 @@ def every_call(world_size: int, count: int) -> dict[str, Callable[[], Any]]:
         "all_to_all": lambda: dist.all_to_all(
             [torch.empty(count) for _ in range(world_size)], parts, **later
         ),
-        "all_to_all_single": lambda: dist.all_to_all_single(
-            torch.empty_like(many), many, **later
-        ),
+        "all_to_all_single": lambda: dist.all_to_all_single(torch.empty_like(many), many, **later),
         "gather": lambda: dist.gather(one, parts if first else None, 0, **later),
         "scatter": lambda: dist.scatter(one.clone(), parts if first else None, 0, **later),
         "barrier": lambda: dist.barrier(**later),

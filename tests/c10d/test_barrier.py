@@ -25,9 +25,7 @@ def check_order(rank: int, world_size: int, directory: str) -> None:
 
 
 @pytest.mark.parametrize("world_size", cases.WORLD_SIZES)
-def test_nobody_leaves_before_the_last_has_come(
-    world_size: int, tmp_path: pathlib.Path
-) -> None:
+def test_nobody_leaves_before_the_last_has_come(world_size: int, tmp_path: pathlib.Path) -> None:
     run_ranks(check_order, world_size, directory=str(tmp_path))
 
 

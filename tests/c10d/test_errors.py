@@ -65,9 +65,7 @@ REDUCTIONS: dict[str, Case] = {
         "float8_e4m3fn",
     ),
     "PREMUL_SUM of integers": (
-        lambda r: dist.all_reduce(
-            ones(4, dtype=torch.int32), dist._make_nccl_premul_sum(0.5)
-        ),
+        lambda r: dist.all_reduce(ones(4, dtype=torch.int32), dist._make_nccl_premul_sum(0.5)),
         VALUE,
         "PREMUL_SUM.*int32",
     ),

@@ -1,4 +1,4 @@
-"""fork after init: the parent is none the worse, the child is told that the group is not its own."""
+"""fork after init: the parent is none the worse, the child is told that it has no group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranks that leave: by returning, by raising, by exit, by destroy; and what destroy itself promises."""
+"""Ranks that leave: by returning, raising, exit or destroy; and what destroy itself promises."""
 
 from __future__ import annotations
 

@@ -135,7 +135,9 @@ def test_a_disagreement(field: str) -> None:
     for rank, said in enumerate(run_ranks(disagree, W, field=field)):
         assert said["text"], f"rank {rank} did not raise"
         for pattern in (rf"rank {ODD}\b", odd, others, "Group is now unusable"):
-            assert re.search(pattern, said["text"]), f"rank {rank}: no {pattern!r} in {said['text']}"
+            assert re.search(pattern, said["text"]), (
+                f"rank {rank}: no {pattern!r} in {said['text']}"
+            )
         assert said["seconds"] < expect.BOUND_S
         assert torch.equal(said["output"], marked(6)), f"rank {rank}: the output was written"
         assert said["later"], f"rank {rank}: the broken group let a call through"
@@ -163,9 +165,11 @@ def message(rank: int, world_size: int, sent: int, expected: int, dtype: str) ->
     texts = []
     received = marked(expected)
     for call in (
-        lambda: dist.send(torch.ones(sent, dtype=getattr(torch, dtype)), 1)
-        if rank == 0
-        else dist.recv(received, 0),
+        lambda: (
+            dist.send(torch.ones(sent, dtype=getattr(torch, dtype)), 1)
+            if rank == 0
+            else dist.recv(received, 0)
+        ),
         dist.barrier,
     ):
         try:
@@ -177,7 +181,13 @@ def message(rank: int, world_size: int, sent: int, expected: int, dtype: str) ->
 
 @pytest.mark.parametrize(
     ("sent", "expected", "dtype"),
-    [(4, 2, "float32"), (2, 4, "float32"), (4, 4, "int32"), (4, 2, "float64"), (2_000_000, 5, "float32")],
+    [
+        (4, 2, "float32"),
+        (2, 4, "float32"),
+        (4, 4, "int32"),
+        (4, 2, "float64"),
+        (2_000_000, 5, "float32"),
+    ],
 )
 def test_a_message_of_another_size_or_dtype(sent: int, expected: int, dtype: str) -> None:
     sender, receiver = run_ranks(message, 2, sent=sent, expected=expected, dtype=dtype)

@@ -1,4 +1,4 @@
-"""A rank that is stopped is late, not dead: an error at the timeout, which says what it is doing."""
+"""A stopped rank is late, not dead: an error at the timeout, which says what it is doing."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fastvideo_dist.ops  # defines torch.ops.fastvideo_dist
 import reference
 from c10d import cases
 from harness import run_ranks
@@ -18,14 +19,10 @@ SHAPES = [(1, 1, 1, 1), (2, 5, 3, 4), (1, 128, 2, 33), (3, 0, 1, 8), (1, 700, 4,
 
 
 def exchange(x: Tensor, scatter_dim: int, gather_dim: int) -> Tensor:
-    import fastvideo_dist  # loads the extension: only ranks may need it
-
-    return fastvideo_dist.all_to_all_4d(x, scatter_dim, gather_dim)
+    return fastvideo_dist.ops.all_to_all_4d(x, scatter_dim, gather_dim)
 
 
 def raw(x: Tensor, scatter_dim: int, gather_dim: int, world_size: int) -> Tensor:
-    import fastvideo_dist.ops  # noqa: F401  (registers the op)
-
     return torch.ops.fastvideo_dist.all_to_all_4d(x, scatter_dim, gather_dim, "0", world_size)
 
 
@@ -78,7 +75,9 @@ def check_all_pairs(rank: int, world_size: int) -> None:
         cases.same_bits(exchange(inputs[rank], scatter, gather), wanted, (scatter, gather))
         for layout in (cases.holed, cases.shifted, transposed):
             strided = layout(inputs[rank])
-            cases.same_bits(exchange(strided, scatter, gather), wanted, (scatter, gather, "strided"))
+            cases.same_bits(
+                exchange(strided, scatter, gather), wanted, (scatter, gather, "strided")
+            )
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -120,8 +119,6 @@ def test_gradcheck_on_one_rank() -> None:
 
 
 def check_opcheck(rank: int, world_size: int) -> None:
-    import fastvideo_dist.ops  # noqa: F401
-
     op = torch.ops.fastvideo_dist.all_to_all_4d
     for scatter, gather, needs_grad in [(2, 1, False), (1, 2, True), (2, 1, True)]:
         x = cases.make(rank, shape_for((2, 3, 2, 5), scatter, world_size), torch.float32)
@@ -140,8 +137,6 @@ def attention_like(x: Tensor, world_size: int) -> Tensor:
 
 
 def check_compile(rank: int, world_size: int, dynamic: bool) -> None:
-    import fastvideo_dist.ops  # noqa: F401
-
     compiled = torch.compile(attention_like, fullgraph=True, dynamic=dynamic)
     for length in (4, 6, 9) if dynamic else (4,):
         x = cases.make(rank, (1, length, 2 * world_size, 8), torch.float32).requires_grad_()
@@ -166,8 +161,6 @@ class Exchange(nn.Module):
 
 
 def check_export(rank: int, world_size: int) -> None:
-    import fastvideo_dist.ops  # noqa: F401
-
     inputs = cases.all_inputs(world_size, (1, 4, 2 * world_size, 8), torch.float32)
     program = torch.export.export(Exchange(world_size), (inputs[rank],))
     targets = [str(node.target) for node in program.graph.nodes]
