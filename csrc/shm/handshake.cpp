@@ -18,40 +18,17 @@
 #include "comm/error.h"
 #include "comm/log.h"
 #include "shm/domain.h"
+#include "shm/hello.h"
 #include "shm/private_directory.h"
 #include "shm/process.h"
 
 namespace fvd::shm {
 namespace {
 
-// SOCK_SEQPACKET: a message arrives whole, with its descriptors, or not at all.
-struct Hello {
-  char magic[16];
-  Secret secret;
-  DomainId from;
-  DomainId to;
-  std::uint64_t nonce_from;  // of this joining: a hello of an earlier one does not count
-  std::uint64_t nonce_to;
-};
-constexpr char kMagic[16] = "fvd-hello-1";
+// A killed process closes its sockets a moment before its pidfd tells: so many milliseconds are
+// given to that.
+constexpr int kDeathAfterHangUp = 100;
 constexpr std::size_t kMostStrangers = 256;  // connections that have not yet said who they are
-
-class Socket {
- public:
-  explicit Socket(int fd = -1) noexcept : fd_(fd) {}
-  Socket(Socket&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  Socket& operator=(Socket&& other) noexcept {
-    std::swap(fd_, other.fd_);
-    return *this;
-  }
-  ~Socket() {
-    if (fd_ != -1) close(fd_);
-  }
-  int fd() const noexcept { return fd_; }
-
- private:
-  int fd_;
-};
 
 sockaddr_un address_of(const std::string& path) {
   sockaddr_un address{};
@@ -68,63 +45,6 @@ int milliseconds_until(Clock::time_point deadline) {
 
 std::string describe(const PeerInfo& info, int rank) {
   return text("rank ", rank, " (pid ", info.pid, ")");
-}
-
-/// Sends `hello` with the two memfds.
-void send_hello(int socket, const Hello& hello, const Domain& mine) {
-  int fds[2] = {mine.self()->data_segment.fd(), mine.self()->control_segment.fd()};
-  iovec part{const_cast<Hello*>(&hello), sizeof(hello)};
-  alignas(cmsghdr) char buffer[CMSG_SPACE(sizeof(fds))] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = buffer;
-  message.msg_controllen = sizeof(buffer);
-  cmsghdr* header = CMSG_FIRSTHDR(&message);
-  header->cmsg_level = SOL_SOCKET;
-  header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof(fds));
-  std::memcpy(CMSG_DATA(header), fds, sizeof(fds));
-  FVD_SYS_CHECK(sendmsg(socket, &message, MSG_NOSIGNAL), "sending the segments to a peer");
-}
-
-struct Received {
-  Hello hello{};
-  Socket data;  // descriptors, closed if nobody takes them
-  Socket control;
-};
-
-/// One message; nothing if it is not a well-formed hello. Surplus descriptors are closed.
-std::optional<Received> receive_hello(int socket) {
-  Received received;
-  iovec part{&received.hello, sizeof(received.hello)};
-  alignas(cmsghdr) char buffer[CMSG_SPACE(16 * sizeof(int))] = {};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  message.msg_control = buffer;
-  message.msg_controllen = sizeof(buffer);
-  const ssize_t bytes = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-  std::vector<Socket> descriptors;
-  if (bytes >= 0) {
-    for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
-         header = CMSG_NXTHDR(&message, header)) {
-      if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
-      const std::size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-      for (std::size_t i = 0; i < count; ++i) {
-        int fd = -1;
-        std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof(int));
-        descriptors.emplace_back(fd);
-      }
-    }
-  }
-  const bool whole =
-      bytes == sizeof(Hello) && (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 &&
-      descriptors.size() == 2 && std::memcmp(received.hello.magic, kMagic, sizeof(kMagic)) == 0;
-  if (!whole) return std::nullopt;
-  received.data = std::move(descriptors[0]);
-  received.control = std::move(descriptors[1]);
-  return received;
 }
 
 /// The kernel's word on who is at the other end.
@@ -227,7 +147,7 @@ class Meeting {
 
   Hello hello_to(const PeerInfo& other, const Secret& secret) const {
     Hello hello{};
-    std::memcpy(hello.magic, kMagic, sizeof(kMagic));
+    std::memcpy(hello.magic, kHelloMagic, sizeof(kHelloMagic));
     hello.secret = secret;
     hello.from = own().domain;
     hello.to = other.domain;
@@ -259,7 +179,8 @@ class Meeting {
     try {
       secret = read_secret(path);
     } catch (const Error&) {
-      check_there(i, "open its socket");  // whoever dies takes its folder along, or a sweep does
+      check_there(i, "open its socket",
+                  kDeathAfterHangUp);  // whoever dies takes its folder along, or a sweep does
       throw;
     }
     Socket connection(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -269,7 +190,7 @@ class Meeting {
            -1) {
       const int reason = errno;
       // EAGAIN: its queue is full, or it is stopped. A refusal is most often a death.
-      check_there(i, "accept a connection", reason == EAGAIN ? 1 : 0);
+      check_there(i, "accept a connection", reason == EAGAIN ? 1 : kDeathAfterHangUp);
       errno = reason;
       FVD_SYS_CHECK(reason == EAGAIN || reason == EINTR ? 0 : -1, "connecting to ",
                     describe(info(i), ranks_[i]));
@@ -279,7 +200,7 @@ class Meeting {
     send_hello(connection.fd(), hello_to(info(i), secret), mine_);
     wait_readable(connection.fd(), i);
     auto answer = receive_hello(connection.fd());
-    if (!answer) check_there(i, "answer");
+    if (!answer) check_there(i, "answer", kDeathAfterHangUp);
     FVD_CHECK(answer && expected(answer->hello, info(i), secret), kSystem,
               describe(info(i), ranks_[i]), " refused the connection or gave a malformed answer");
     return make_peer(info(i), std::move(*answer), dup_pidfd(i));
@@ -349,7 +270,7 @@ class Meeting {
         try {
           send_hello(stranger.fd(), hello_to(info(i), secret), mine_);
         } catch (const Error&) {
-          check_there(i, "take the answer");
+          check_there(i, "take the answer", kDeathAfterHangUp);
           throw;
         }
         peers_[i] = make_peer(info(i), std::move(*received), dup_pidfd(i));

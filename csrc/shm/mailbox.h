@@ -47,6 +47,7 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
   bool drive(Item& item);
   bool drive(Sending& sending);
   bool drive(Receiving& receiving);
+  bool overtakes(const Item& item) const;
   bool open_envelope(Sending& sending);
   bool match(Receiving& receiving);
   void take_header(Receiving& receiving);

@@ -25,6 +25,19 @@ bool Mailbox::drive_locked() {
   return moved;
 }
 
+/// Whether an older transfer that could have the same message, or place in line, still waits for
+/// its own: what comes free between the two looks of one pass is the older one's.
+bool Mailbox::overtakes(const Item& item) const {
+  for (const auto& older : items_) {
+    if (older.get() == &item) return false;
+    if (older->settled || older->envelope != -1 || older->what != item.what) continue;
+    if (item.what == Item::What::kSend) return true;
+    const bool same_source = older->peer == item.peer || older->peer < 0 || item.peer < 0;
+    if (same_source && older->tag == item.tag) return true;
+  }
+  return false;
+}
+
 bool Mailbox::drive(Item& item) {
   try {
     return item.what == Item::What::kSend ? drive(static_cast<Sending&>(item))
@@ -36,7 +49,7 @@ bool Mailbox::drive(Item& item) {
 }
 
 bool Mailbox::drive(Sending& sending) {
-  if (sending.envelope == -1 && !open_envelope(sending)) return false;
+  if (sending.envelope == -1 && (overtakes(sending) || !open_envelope(sending))) return false;
   Envelope& envelope = own().envelopes[sending.envelope];
   const std::uint64_t all = chunks_of(sending.bytes);
   // Acquire: pairs with the receiver's release once it has read a half.
@@ -142,7 +155,7 @@ void Mailbox::take_header(Receiving& receiving) {
 bool Mailbox::drive(Receiving& receiving) {
   bool moved = false;
   if (receiving.envelope == -1) {
-    if (!match(receiving)) {
+    if (overtakes(receiving) || !match(receiving)) {
       receiving.envelope = -1;
       return false;
     }
