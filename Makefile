@@ -37,7 +37,8 @@ else
 endif
 
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
-FORMATTED = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+# Followed by what to do with them.
+FOR_CPP_FILES := find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' | xargs
 
 .PHONY: help
 help:
@@ -96,13 +97,13 @@ lint: setup  ## ruff, mypy, clang-format
 	$(TOOLS)/bin/ruff check .
 	$(TOOLS)/bin/ruff format --check .
 	$(TOOLS)/bin/mypy --python-executable $(PY)
-	$(TOOLS)/bin/clang-format --dry-run -Werror $(FORMATTED)
+	$(FOR_CPP_FILES) $(TOOLS)/bin/clang-format --dry-run -Werror
 
 .PHONY: format
 format: $(TOOLS_READY)  ## what lint asks of the form of the files
 	$(TOOLS)/bin/ruff check --fix-only --quiet .
 	$(TOOLS)/bin/ruff format .
-	$(TOOLS)/bin/clang-format -i $(FORMATTED)
+	$(FOR_CPP_FILES) $(TOOLS)/bin/clang-format -i
 
 # $(1) folder below build/, $(2) -DFVD_SANITIZE, $(3) what to run ctest under
 define run_cpp_tests

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, load_average
 from benchmarks.ops import OPS
 from benchmarks.report import header, plot, table
 from benchmarks.runner import Plan, Row, measure
@@ -61,6 +61,7 @@ def main() -> None:
     for ranks in arguments.ranks.split(","):
         measured, memcpy = measure(plan, int(ranks))
         rows += measured
+    machine["load_after"] = load_average()
     report = {
         "command": ["python", "-m", "benchmarks", *sys.argv[1:]],
         "machine": machine,

@@ -18,9 +18,14 @@ def describe() -> dict[str, object]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": load_average(),
         "commit": _commit(),
     }
+
+
+def load_average() -> float:
+    """Runnable processes of the whole machine, averaged over the last minute."""
+    return round(os.getloadavg()[0], 2)
 
 
 def memcpy_gb_per_s(size: int = 64 << 20, rounds: int = 9) -> float:

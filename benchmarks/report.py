@@ -70,7 +70,8 @@ def header(report: Report) -> str:
         f"# {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
         f"torch {machine['torch']}, commit {machine['commit']}\n"
         f"# memcpy {report['memcpy_gb_per_s']:.1f} GB/s; median and p99 of the slowest rank; "
-        f"{report['hogs']} foreign busy processes"
+        f"{report['hogs']} foreign busy processes, "
+        f"load {machine['load_before']} before and {machine['load_after']} after"
     )
 
 

@@ -153,12 +153,12 @@ class Pool:
             except OSError:
                 pass  # it is dead; the wait below sees the end of its pipe
         answers = self._collect(world_size, timeout)
-        if any(answer is None or answer.error for answer in answers.values()):
+        if any(answer is None or answer.late or answer.error for answer in answers.values()):
             self._fail(path, world_size, answers, timeout)
         return [answers[rank] for rank in range(world_size)]  # type: ignore[misc]
 
     def _collect(self, world_size: int, timeout: float) -> dict[int, Answer | None]:
-        """Answers in order of arrival, None for a rank that died. Late ranks are absent."""
+        """Answers in order of arrival, None for a rank that died; the late ones come last."""
         pending = {self._pipes[rank]: rank for rank in range(world_size)}
         answers: dict[int, Answer | None] = {}
         deadline = time.monotonic() + timeout
@@ -172,13 +172,13 @@ class Pool:
                 if (answer := answers[rank]) is None or answer.error:
                     deadline = min(deadline, time.monotonic() + _GRACE_S)
         for rank in pending.values():
-            answers[rank] = Answer(error="")  # filled with its stack by _fail
+            answers[rank] = Answer(late=True)
         return answers
 
     def _fail(  # shows every rank, then ends them all
         self, path: str, world_size: int, answers: dict[int, Answer | None], timeout: float
     ) -> None:
-        late = [rank for rank, answer in answers.items() if answer and answer.error == ""]
+        late = [rank for rank, answer in answers.items() if answer and answer.late]
         stacks = stacks_of(
             [self._processes[rank] for rank in late], [self._places[rank] for rank in late]
         )

@@ -64,6 +64,7 @@ class Answer:
 
     value: Any = None
     error: str | None = None  # the formatted traceback
+    late: bool = False  # set by the parent: nothing came before the deadline
     descriptors: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
 

@@ -74,9 +74,10 @@ def all_reduce(inputs: Sequence[Tensor], op: str = "SUM", factor: float = 1.0) -
     total = values[0]
     for value in values[1:]:
         total = combine(total, value)
-    if op == "AVG":
-        integer = not (dtype.is_floating_point or dtype.is_complex)
-        rounding = "trunc" if integer else None
+    if op == "AVG" and dtype.is_complex:  # each part for itself, not by complex division
+        total = torch.view_as_complex(torch.view_as_real(total) / len(inputs))
+    elif op == "AVG":
+        rounding = None if dtype.is_floating_point else "trunc"
         total = torch.div(total, len(inputs), rounding_mode=rounding)
     return total.to(dtype).clone()
 

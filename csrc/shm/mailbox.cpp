@@ -207,7 +207,7 @@ void Mailbox::run() {
     const auto ready = [&] {
       std::lock_guard guard(mutex_);
       drive_locked();
-      return !wanted();
+      return stop_ || !wanted();
     };
     waiter.wait(ready, [&] {
       std::lock_guard guard(mutex_);

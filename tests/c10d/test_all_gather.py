@@ -102,6 +102,21 @@ def test_the_input_may_be_its_own_part_of_the_output(world_size: int) -> None:
     run_ranks(check_in_place, world_size)
 
 
+def check_unequal(rank: int, world_size: int) -> None:
+    for scale in (1, 50_000):
+        shapes = [(r * scale, 3) for r in range(world_size)]
+        inputs = [cases.make(r, shapes[r], torch.float32) for r in range(world_size)]
+        outputs = [torch.empty(shape) for shape in shapes]
+        dist.all_gather(outputs, inputs[rank])
+        for result, wanted in zip(outputs, inputs, strict=True):
+            cases.same_bits(result, wanted, ("unequal", scale))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_list_of_unequal_parts(world_size: int) -> None:
+    run_ranks(check_unequal, world_size)
+
+
 def check_coalesced(rank: int, world_size: int) -> None:
     inputs = [cases.all_inputs(world_size, n, torch.float32, n) for n in (3, 70_000)]
     group = dist.group.WORLD

@@ -57,6 +57,19 @@ def test_single_with_uneven_splits(world_size: int) -> None:
     run_ranks(check_uneven, world_size)
 
 
+def check_in_place(rank: int, world_size: int) -> None:
+    for count in (1, 5000, 300_000):
+        inputs = cases.all_inputs(world_size, world_size * count, torch.float32)
+        tensor = inputs[rank].clone()
+        dist.all_to_all_single(tensor, tensor)
+        cases.same_bits(tensor, reference.all_to_all_single(inputs)[rank], count)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_single_onto_its_own_input(world_size: int) -> None:
+    run_ranks(check_in_place, world_size)
+
+
 def check_one_sided(rank: int, world_size: int) -> None:
     """Everything to rank 0; then only rank 1 sends."""
     for rows_of in (lambda i, j: 5000 * (j == 0), lambda i, j: 70_000 * (i == 1)):

@@ -72,7 +72,7 @@ REDUCTIONS: dict[str, Case] = {
     "a sum into an expanded tensor": (
         lambda r: dist.all_reduce(ones(1).expand(4)),
         VALUE,
-        "overlap",
+        "overlap|several elements",
     ),
     "a sparse tensor": (
         lambda r: dist.all_reduce(ones(4).to_sparse()),
@@ -100,8 +100,8 @@ REDUCTIONS: dict[str, Case] = {
         VALUE,
         "2",
     ),
-    "reduce_scatter of unequal parts": (
-        lambda r: dist.reduce_scatter(ones(4), [ones(4), ones(5), ones(4)]),
+    "reduce_scatter whose own part is of another size": (
+        lambda r: dist.reduce_scatter(ones(4), [ones(5 if i == r else 4) for i in range(W)]),
         VALUE,
         "5",
     ),
@@ -109,8 +109,8 @@ REDUCTIONS: dict[str, Case] = {
 
 GATHERS: dict[str, Case] = {
     "a short list": (lambda r: dist.all_gather([ones(4)] * (W - 1), ones(4)), VALUE, "2"),
-    "an output of another size": (
-        lambda r: dist.all_gather([ones(4), ones(4), ones(5)], ones(4)),
+    "an own output of another size": (
+        lambda r: dist.all_gather([ones(5 if i == r else 4) for i in range(W)], ones(4)),
         VALUE,
         "5",
     ),
@@ -174,8 +174,8 @@ EXCHANGES: dict[str, Case] = {
         VALUE,
         "2.*3|3.*2",
     ),
-    "an output that is the input": (
-        lambda r: _exchange_in_place(),
+    "an output that overlaps the input": (
+        lambda r: _exchange_overlapping(),
         VALUE,
         "overlap",
     ),
@@ -218,7 +218,7 @@ MESSAGES: dict[str, Case] = {
     "recv into an expanded tensor": (
         lambda r: dist.recv(ones(1).expand(4), (r + 1) % W),
         VALUE,
-        "overlap",
+        "overlap|several elements",
     ),
 }
 
@@ -235,9 +235,9 @@ def _scatter_options(root: int) -> dist.ScatterOptions:
     return options
 
 
-def _exchange_in_place() -> None:
-    tensor = ones(6)
-    dist.all_to_all_single(tensor, tensor)
+def _exchange_overlapping() -> None:
+    storage = ones(7)
+    dist.all_to_all_single(storage[1:], storage[:6])
 
 
 TABLES = {

@@ -116,6 +116,22 @@ def test_the_output_may_be_its_own_part_of_the_input(world_size: int) -> None:
     run_ranks(check_in_place, world_size)
 
 
+def check_unequal(rank: int, world_size: int) -> None:
+    for scale in (1, 50_000):
+        parts = [
+            [cases.make(i * 7 + r, r * scale, torch.float32) for r in range(world_size)]
+            for i in range(world_size)
+        ]
+        output = torch.empty(rank * scale)
+        dist.reduce_scatter(output, parts[rank])
+        cases.reduced(output, reference.reduce_scatter(parts)[rank], ("unequal", scale))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_list_of_unequal_parts(world_size: int) -> None:
+    run_ranks(check_unequal, world_size)
+
+
 def check_coalesced(rank: int, world_size: int) -> None:
     parts = [all_parts(world_size, count, torch.float32, count) for count in (3, 70_000)]
     outputs = [torch.empty(count) for count in (3, 70_000)]

@@ -14,8 +14,8 @@ constexpr DataType kBytes = DataType::kUInt8;
 class SharedCounter {
  public:
   SharedCounter()
-      : value_(new (mmap(nullptr, sizeof(std::atomic<int>), PROT_READ | PROT_WRITE,
-                         MAP_SHARED | MAP_ANONYMOUS, -1, 0)) std::atomic<int>(0)) {}
+      : value_(new(mmap(nullptr, sizeof(std::atomic<int>), PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_ANONYMOUS, -1, 0)) std::atomic<int>(0)) {}
   ~SharedCounter() { munmap(value_, sizeof(std::atomic<int>)); }
   // Relaxed: the order must come from the barrier under test.
   void add() { value_->fetch_add(1, std::memory_order_relaxed); }

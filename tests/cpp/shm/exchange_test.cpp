@@ -1,5 +1,5 @@
-// Moves around every size at which the transport changes its way: the line, the one-shot area, one round
-// of the pipeline, several. Blocks lie in runs that differ between sender and receiver.
+// Moves around every size at which the transport changes its way: the line, the one-shot area, one
+// round of the pipeline, several. Blocks lie in runs that differ between sender and receiver.
 #include "shm/exchange.h"
 
 #include <gtest/gtest.h>
@@ -21,8 +21,8 @@ std::vector<std::size_t> sizes_around_limits(std::size_t pieces) {
   const std::size_t half = options.staging_bytes / 2 / 64 * 64;
   const std::size_t round = half / pieces / 64 * 64;
   std::vector<std::size_t> sizes{0, 1};
-  for (const std::size_t limit :
-       {kInlineBytes / pieces, options.one_shot_bytes / pieces / 64 * 64, round, 2 * round, 3 * round}) {
+  for (const std::size_t limit : {kInlineBytes / pieces, options.one_shot_bytes / pieces / 64 * 64,
+                                  round, 2 * round, 3 * round}) {
     for (const std::size_t bytes : {limit - 1, limit, limit + 1}) sizes.push_back(bytes);
   }
   sizes.push_back(5 * round + 30);
@@ -32,8 +32,9 @@ std::vector<std::size_t> sizes_around_limits(std::size_t pieces) {
 class ExchangeOfSize : public ::testing::TestWithParam<int> {
  protected:
   /// One group; `body` once per block size, each rank in its thread.
-  void for_each_size(std::size_t pieces,
-                     const std::function<void(Communicator&, std::size_t bytes, std::size_t round)>& body) {
+  void for_each_size(
+      std::size_t pieces,
+      const std::function<void(Communicator&, std::size_t bytes, std::size_t round)>& body) {
     ThreadRanks ranks(GetParam());
     const auto sizes = sizes_around_limits(pieces);
     const auto endings = ranks.run_group([&](Communicator& group) {
@@ -71,7 +72,8 @@ TEST_P(ExchangeOfSize, AllToAll) {
   for_each_size(pieces(), [](Communicator& group, std::size_t bytes, std::size_t round) {
     auto in = blocks(group.size(), bytes, 4);
     auto out = blocks(group.size(), bytes, 3);
-    for (int r = 0; r < group.size(); ++r) in[static_cast<std::size_t>(r)].fill(group.rank(), r, round);
+    for (int r = 0; r < group.size(); ++r)
+      in[static_cast<std::size_t>(r)].fill(group.rank(), r, round);
     group.all_to_all(const_views(in), views(out), DataType::kUInt8, true, {});
     for (int r = 0; r < group.size(); ++r) {
       demand_right(out[static_cast<std::size_t>(r)], r, group.rank(), round, bytes);

@@ -28,8 +28,8 @@ class TwoGroups {
   using Body = std::function<void(std::unique_ptr<Group>)>;
   void run(const Body& first, const Body& second) {
     const auto endings = ranks_.run([&](int rank) {
-      auto group = Group::join(ranks_.world().domain(rank), ranks_.store(), rank, 2,
-                               test::group_options());
+      auto group =
+          Group::join(ranks_.world().domain(rank), ranks_.store(), rank, 2, test::group_options());
       (rank == 0 ? first : second)(std::move(group));
       return "";
     });
@@ -262,16 +262,14 @@ TEST(Group, RefusedArgumentsLeaveItUsable) {
       });
       demand(ending.threw(kind), ending.words);
     };
-    refused(Kind::kInvalidArgument, [&] {
-      group.reduce(&value, &value, 1, DataType::kFloat32, {}, 2, {});
-    });
+    refused(Kind::kInvalidArgument,
+            [&] { group.reduce(&value, &value, 1, DataType::kFloat32, {}, 2, {}); });
     refused(Kind::kInvalidArgument, [&] {
       group.all_gather(contiguous_block(static_cast<const void*>(&value), 4), {},
                        DataType::kFloat32, {});
     });
-    refused(Kind::kUnsupported, [&] {
-      group.all_reduce(&value, &value, 1, DataType::kFloat8E5M2, {}, {});
-    });
+    refused(Kind::kUnsupported,
+            [&] { group.all_reduce(&value, &value, 1, DataType::kFloat8E5M2, {}, {}); });
     demand(group.sequence_number() == 0, "nothing was begun");
     group.all_reduce(&value, &value, 1, DataType::kFloat32, {}, {});
     demand(value == 2 && group.sequence_number() == 1, "the group works");
@@ -346,7 +344,8 @@ TEST_F(ForkedGroup, AStoppedRankIsNamedWithItsStateAndWhatItFinished) {
     const Ending ending = ranks.ending(r);
     EXPECT_TRUE(ending.threw(Kind::kTimeout)) << ending;
     // The first to notice lists it; the other may learn it from him.
-    EXPECT_TRUE(ending.says(text("missing: rank 2  pid ", ranks.pid(2), "  state T (stopped by a signal)")))
+    EXPECT_TRUE(
+        ending.says(text("missing: rank 2  pid ", ranks.pid(2), "  state T (stopped by a signal)")))
         << ending;
     EXPECT_TRUE(ending.says("last finished: barrier seq 1")) << ending;
     EXPECT_FALSE(ending.says("missing: rank 0") || ending.says("missing: rank 1")) << ending;
@@ -442,17 +441,17 @@ TEST_P(ForkedFault, SurvivorsOfAKilledRankLearnOfItWithinASecond) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Group, ForkedFault,
-                         ::testing::Values("Barrier", "BroadcastFromTheKilled", "BroadcastToTheKilled",
-                                           "AllReduce", "Reduce", "AllGather", "Gather", "Scatter",
-                                           "ReduceScatter", "AllToAll", "UnevenAllToAll",
-                                           "SendAndRecv"),
+                         ::testing::Values("Barrier", "BroadcastFromTheKilled",
+                                           "BroadcastToTheKilled", "AllReduce", "Reduce",
+                                           "AllGather", "Gather", "Scatter", "ReduceScatter",
+                                           "AllToAll", "UnevenAllToAll", "SendAndRecv"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST_F(ForkedGroup, ARankThatDestroysItsGroupAndExitsHarmsNoSlowOne) {
   // Rank 1 is stopped while rank 0 finishes, leaves and exits.
   test::ForkedRanks ranks(2, [](test::ForkedRank& rank) {
-    const auto group = Group::join(rank.domain = make_domain(rank.options), rank.store, rank.rank, 2,
-                                   test::group_options());
+    const auto group = Group::join(rank.domain = make_domain(rank.options), rank.store, rank.rank,
+                                   2, test::group_options());
     const Call call;
     group->begin(kRecord, call);
     if (rank.rank == 0) fill(group->one_shot());

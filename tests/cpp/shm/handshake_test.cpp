@@ -1,4 +1,5 @@
-// Processes that meet for the first time: whom they let in, whom they refuse, what is left afterwards.
+// Processes that meet for the first time: whom they let in, whom they refuse, what is left
+// afterwards.
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -46,9 +47,8 @@ std::string meeting_place(ForkedRanks& ranks) {
   for (int i = 0; i < 10000; ++i) {
     for (const auto& entry : std::filesystem::directory_iterator(ranks.socket_directory())) {
       const std::string path = entry.path().string();
-      if (std::filesystem::exists(path + "/socket") && !test::ending_of([&] {
-             return read_secret(path).empty() ? "" : "x";
-           }).words.empty()) {
+      if (std::filesystem::exists(path + "/socket") &&
+          !test::ending_of([&] { return read_secret(path).empty() ? "" : "x"; }).words.empty()) {
         return path;
       }
     }
@@ -100,8 +100,8 @@ std::string hello(const Secret& secret) {
 
 class ForkedHandshake : public test::ForkedTest {
  protected:
-  /// Two ranks; the lower one does not connect before `strangers` have been at the listener. Everybody
-  /// must join all the same, and keep no descriptor but the other's pidfd.
+  /// Two ranks; the lower one does not connect before `strangers` have been at the listener.
+  /// Everybody must join all the same, and keep no descriptor but the other's pidfd.
   void expect_join_despite(
       const std::function<void(const std::string& path, ForkedRanks& ranks)>& strangers) {
     ForkedRanks ranks(2, [](ForkedRank& rank) {
@@ -272,9 +272,8 @@ TEST_F(ForkedHandshake, AConnectingRankDiesAfterItsHello) {
 TEST_F(ForkedHandshake, ARankDiesThatHasConnectedWhileAnotherIsStillToCome) {
   ForkedRanks ranks(3, [](ForkedRank& rank) {
     HeldStore held(rank.store);
-    const auto ending = test::ending_of([&] {
-      return rank.rank == 0 ? join_only(rank, held) : join_only(rank, rank.store);
-    });
+    const auto ending = test::ending_of(
+        [&] { return rank.rank == 0 ? join_only(rank, held) : join_only(rank, rank.store); });
     // Lives on, so that nobody learns of its failure from its death.
     rank.store.set("ended/" + std::to_string(rank.rank), "");
     rank.await("end");

@@ -15,8 +15,8 @@ TEST(Join, EverybodyIsInTheSameGroup) {
   for (const int size : {1, 2, 3, 5}) {
     ThreadRanks ranks(size);
     const auto endings = ranks.run([&](int rank) {
-      const auto group = Group::join(ranks.world().domain(rank), ranks.store(), rank, size,
-                                     test::group_options());
+      const auto group =
+          Group::join(ranks.world().domain(rank), ranks.store(), rank, size, test::group_options());
       test::demand(group->rank() == rank && group->size() == size, "rank and size");
       test::demand(group->epoch() != 0, "an epoch");
       return std::to_string(group->epoch());

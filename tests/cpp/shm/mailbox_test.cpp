@@ -1,4 +1,5 @@
-// Messages: which receive gets which, how many may be under way, and what becomes of them at the end.
+// Messages: which receive gets which, how many may be under way, and what becomes of them at the
+// end.
 #include "shm/mailbox.h"
 
 #include <gtest/gtest.h>
@@ -19,7 +20,8 @@ using Bytes = std::vector<unsigned char>;
 
 Bytes message(std::size_t bytes, unsigned seed) {
   Bytes data(bytes);
-  for (std::size_t i = 0; i < bytes; ++i) data[i] = static_cast<unsigned char>(i * 7 + seed + i / 251);
+  for (std::size_t i = 0; i < bytes; ++i)
+    data[i] = static_cast<unsigned char>(i * 7 + seed + i / 251);
   return data;
 }
 
@@ -28,8 +30,8 @@ std::unique_ptr<Transfer> send(Communicator& group, const Bytes& data, int to, i
                     DataType::kUInt8, to, tag, {});
 }
 std::unique_ptr<Transfer> recv(Communicator& group, Bytes& data, int from, int tag = 0) {
-  return group.recv(contiguous_block(static_cast<void*>(data.data()), data.size()), DataType::kUInt8,
-                    from, tag, {});
+  return group.recv(contiguous_block(static_cast<void*>(data.data()), data.size()),
+                    DataType::kUInt8, from, tag, {});
 }
 
 class MailboxTest : public ::testing::Test {
@@ -53,8 +55,9 @@ class MailboxTest : public ::testing::Test {
 constexpr std::size_t kChunk = Outbox::kChunkBytes;
 
 TEST_F(MailboxTest, EverySizeAroundAChunk) {
-  const std::vector<std::size_t> sizes{0,          1,         100,           kChunk - 1,    kChunk,
-                                       kChunk + 1, 2 * kChunk, 2 * kChunk + 1, 5 * kChunk - 1, 1 << 20};
+  const std::vector<std::size_t> sizes{
+      0,      1, 100, kChunk - 1, kChunk, kChunk + 1, 2 * kChunk, 2 * kChunk + 1, 5 * kChunk - 1,
+      1 << 20};
   expect_fine(run({[&](Communicator& group) {
                      for (std::size_t bytes : sizes) send(group, message(bytes, 1), 1)->wait({});
                    },
@@ -305,14 +308,13 @@ TEST_F(MailboxTest, AnotherLengthIsAMismatchOnBothSides) {
 }
 
 TEST_F(MailboxTest, AnotherTypeIsAMismatch) {
-  const auto endings = run({[](Communicator& group) { send(group, message(8, 0), 1)->wait({}); },
-                            [](Communicator& group) {
-                              float got[2];
-                              group
-                                  .recv(contiguous_block(static_cast<void*>(got), 8),
-                                        DataType::kFloat32, 0, 0, {})
-                                  ->wait({});
-                            }});
+  const auto endings =
+      run({[](Communicator& group) { send(group, message(8, 0), 1)->wait({}); },
+           [](Communicator& group) {
+             float got[2];
+             group.recv(contiguous_block(static_cast<void*>(got), 8), DataType::kFloat32, 0, 0, {})
+                 ->wait({});
+           }});
   EXPECT_TRUE(endings[1].threw(Kind::kMismatch)) << endings[1];
   EXPECT_TRUE(endings[1].says("8 bytes of float32")) << endings[1];
 }
@@ -396,6 +398,20 @@ TEST_F(MailboxTest, ATransferMayOutliveItsCommunicator) {
     return "";
   });
   expect_fine(endings);
+}
+
+TEST_F(MailboxTest, DestroyingTheCommunicatorEndsATransferThatNobodyAnswers) {
+  const auto begun = std::chrono::steady_clock::now();
+  expect_fine(
+      run({[](Communicator& group) {
+             // Kept beyond this function, as a caller would who gives up.
+             static std::unique_ptr<Transfer> pending;
+             static Bytes memory(100);
+             pending = recv(group, memory, 1, 9);
+             std::this_thread::sleep_for(std::chrono::milliseconds(30));  // its thread has it
+           },
+           [](Communicator&) { std::this_thread::sleep_for(std::chrono::milliseconds(60)); }}));
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(5));
 }
 
 TEST_F(MailboxTest, AbortWakesAWaitingReceiveAndItsPeers) {

@@ -1,5 +1,5 @@
-// Sums around every size at which the transport changes its way, in place and not, and the same bits on
-// all ranks. What the kernels compute is reduce_test.cpp's.
+// Sums around every size at which the transport changes its way, in place and not, and the same
+// bits on all ranks. What the kernels compute is reduce_test.cpp's.
 #include "shm/reduction.h"
 
 #include <gtest/gtest.h>
@@ -21,7 +21,8 @@ using test::ThreadRanks;
 std::vector<std::size_t> counts_around(const std::vector<std::size_t>& limits) {
   std::vector<std::size_t> counts{0, 1};
   for (const std::size_t limit : limits) {
-    for (const std::size_t count : {limit / 4 - 1, limit / 4, limit / 4 + 1}) counts.push_back(count);
+    for (const std::size_t count : {limit / 4 - 1, limit / 4, limit / 4 + 1})
+      counts.push_back(count);
   }
   return counts;
 }
@@ -148,7 +149,8 @@ TEST_P(ReductionOfSize, ReduceScatterIntoTheOwnBlock) {
       auto data = contribution(group.rank(), 0, ranks * count);
       std::vector<ConstBlock> in;
       for (std::size_t r = 0; r < ranks; ++r) {
-        in.push_back(contiguous_block(static_cast<const void*>(data.data() + r * count), count * 4));
+        in.push_back(
+            contiguous_block(static_cast<const void*>(data.data() + r * count), count * 4));
       }
       const std::size_t own = static_cast<std::size_t>(group.rank()) * count;
       group.reduce_scatter(in, data.data() + own, DataType::kInt32, {}, {});
@@ -168,8 +170,10 @@ TEST_P(ReductionOfSize, FloatSumsHaveTheSameBitsOnAllRanksAndInEveryRun) {
       for (const std::size_t count : {7U, 500U, 30000U, 90001U}) {
         std::vector<float> data(count);
         for (std::size_t i = 0; i < count; ++i) {
-          data[i] = std::sin(static_cast<float>(i * 13 + 1) * static_cast<float>(group.rank() + 1)) *
-                    std::pow(10.0F, static_cast<float>((i + static_cast<std::size_t>(group.rank())) % 12));
+          data[i] =
+              std::sin(static_cast<float>(i * 13 + 1) * static_cast<float>(group.rank() + 1)) *
+              std::pow(10.0F,
+                       static_cast<float>((i + static_cast<std::size_t>(group.rank())) % 12));
         }
         group.all_reduce(data.data(), data.data(), count, DataType::kFloat32, {}, {});
         bits.append(reinterpret_cast<const char*>(data.data()), count * sizeof(float));

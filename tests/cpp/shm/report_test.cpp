@@ -31,7 +31,8 @@ TEST(Report, CallsInWords) {
                             .count = 2,
                             .factor = 0.5}),
             "reduce(PREMUL_SUM 0.5, bfloat16 x 2, root 3)");
-  EXPECT_EQ(describe(Record{.op = Op::kAllToAll, .type = DataType::kInt8, .has_type = true, .even = false}),
+  EXPECT_EQ(describe(Record{
+                .op = Op::kAllToAll, .type = DataType::kInt8, .has_type = true, .even = false}),
             "all_to_all(int8, uneven)");
 }
 
@@ -87,7 +88,8 @@ TEST(Report, AMismatchNamesTheMinorityFirst) {
 
 TEST(Report, AnotherCount) {
   expect_all_say(disagree([](Communicator& group, float* out) {
-                   group.all_reduce(kIn, out, group.rank() == 2 ? 9 : 8, DataType::kFloat32, {}, {});
+                   group.all_reduce(kIn, out, group.rank() == 2 ? 9 : 8, DataType::kFloat32, {},
+                                    {});
                  }),
                  "rank 2 calls all_reduce(SUM, float32 x 9), but ranks 0, 1 call");
 }
@@ -112,13 +114,14 @@ TEST(Report, AnotherOperationTypeOrRoot) {
                    group.all_reduce(kIn, out, 8, type, {}, {});
                  }),
                  "rank 0 calls all_reduce(SUM, int32 x 8), but");
-  expect_all_say(disagree([](Communicator& group, float* out) {
-                   const int root = group.rank() == 2 ? 1 : 0;
-                   group.broadcast(contiguous_block(static_cast<void*>(out), 32), DataType::kFloat32,
-                                   root, {});
-                 }),
-                 "rank 2 calls broadcast(float32 x 8, root 1), but ranks 0, 1 call broadcast(float32 "
-                 "x 8, root 0)");
+  expect_all_say(
+      disagree([](Communicator& group, float* out) {
+        const int root = group.rank() == 2 ? 1 : 0;
+        group.broadcast(contiguous_block(static_cast<void*>(out), 32), DataType::kFloat32, root,
+                        {});
+      }),
+      "rank 2 calls broadcast(float32 x 8, root 1), but ranks 0, 1 call broadcast(float32 "
+      "x 8, root 0)");
 }
 
 TEST(Report, AMismatchSaysWhereAndTheWayOut) {

@@ -1,5 +1,6 @@
-// Ranks as forked processes over real memfd segments and sockets. They are forked while the test has
-// no other thread; each runs one function, and what that returns or throws comes back through a pipe.
+// Ranks as forked processes over real memfd segments and sockets. They are forked while the test
+// has no other thread; each runs one function, and what that returns or throws comes back through a
+// pipe.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -23,8 +24,8 @@
 
 namespace fvd::test {
 
-/// Base of all suites that fork: ThreadSanitizer does not follow memory shared between processes, and
-/// slows a fork down to where deadlines say nothing.
+/// Base of all suites that fork: ThreadSanitizer does not follow memory shared between processes,
+/// and slows a fork down to where deadlines say nothing.
 class ForkedTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -171,8 +172,8 @@ class ForkedRanks {
                         ending.at, ending.words.size()};
     std::string message(reinterpret_cast<const char*>(&header), sizeof(header));
     message += ending.words;
-    const bool sent = write(ends[1], message.data(), message.size()) ==
-                      static_cast<ssize_t>(message.size());
+    const bool sent =
+        write(ends[1], message.data(), message.size()) == static_cast<ssize_t>(message.size());
     _exit(sent ? 0 : 3);
   }
 

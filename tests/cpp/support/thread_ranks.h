@@ -42,9 +42,8 @@ class ThreadRanks {
     std::vector<Ending> endings(static_cast<std::size_t>(size()));
     std::vector<std::thread> threads;
     for (int r = 0; r < size(); ++r) {
-      threads.emplace_back([&, r] {
-        endings[static_cast<std::size_t>(r)] = ending_of([&] { return body(r); });
-      });
+      threads.emplace_back(
+          [&, r] { endings[static_cast<std::size_t>(r)] = ending_of([&] { return body(r); }); });
     }
     for (std::thread& thread : threads) thread.join();
     return endings;
@@ -52,7 +51,7 @@ class ThreadRanks {
 
   /// As run, in a new group that everybody joins first.
   std::vector<Ending> run_group(const std::function<std::string(Communicator&)>& body,
-                                 const GroupOptions& options = group_options()) {
+                                const GroupOptions& options = group_options()) {
     return run([&](int rank) {
       const auto communicator = world_.communicator(store_, rank, options);
       return body(*communicator);
