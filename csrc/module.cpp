@@ -130,8 +130,8 @@ void refuse_mem_pool(const FastVideoBackend&, const py::args&, const py::kwargs&
 void bind_backend(py::module_& module) {
   py::class_<FastVideoBackend, ::c10d::Backend, c10::intrusive_ptr<FastVideoBackend>>(
       module, "FastVideoBackend", "The backend object of one group on one rank. See _C.pyi.")
-      .def(py::init(&make_backend), py::arg("store"), py::arg("rank"), py::arg("size"),
-           py::arg("options"))
+      .def(py::init(&make_backend), py::arg("store").none(false), py::arg("rank"), py::arg("size"),
+           py::arg("options").none(false))
       .def_property_readonly("options", &FastVideoBackend::options)
       .def_property(
           "bound_device_id", [](const FastVideoBackend& self) { return self.getBoundDeviceId(); },

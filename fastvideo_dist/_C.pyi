@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-from torch.distributed import Backend, Store
+from torch._C._distributed_c10d import Backend, Store
 
 class Options(Backend.Options):
     """Settings of one group. May be copied, deep-copied and pickled.

@@ -44,7 +44,7 @@ FastVideoBackend::FastVideoBackend(c10::intrusive_ptr<::c10d::Store> store, int 
   translated([&] {
     FVD_CHECK(size > 0 && rank >= 0 && rank < size, kInvalidArgument, "fastvideo: rank ", rank,
               " is not in a group of ", size, " ranks");
-    StoreAdapter adapter(std::move(store));
+    StoreAdapter adapter(std::move(store), host.interrupt_hook());
     runner_ = std::make_shared<GroupRunner>(
         factory(c10::DeviceType::CPU, adapter, rank, size, group_options(*options_, size)), label_,
         host);

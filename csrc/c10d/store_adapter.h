@@ -3,8 +3,11 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <exception>
+#include <functional>
 #include <string>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 #include <utility>
@@ -37,7 +40,9 @@ class StoreAdapter final : public Store {
   }
 
  public:
-  explicit StoreAdapter(c10::intrusive_ptr<::c10d::Store> store) : store_(std::move(store)) {}
+  /// `interrupt`: see Host::interrupt_hook().
+  StoreAdapter(c10::intrusive_ptr<::c10d::Store> store, const std::function<void()>* interrupt)
+      : store_(std::move(store)), interrupt_(interrupt) {}
 
   void set(const std::string& key, const std::string& value) override {
     guarded("write key", key, [&] { store_->set(key, value); });
@@ -45,11 +50,7 @@ class StoreAdapter final : public Store {
 
   std::vector<std::string> wait_for(const std::vector<std::string>& keys,
                                     std::chrono::milliseconds timeout) override {
-    try {
-      store_->wait(keys, timeout);
-    } catch (const std::exception& error) {
-      throw_missing(keys, timeout, reason(error));
-    }
+    wait(keys, timeout);
     std::vector<std::string> values;
     values.reserve(keys.size());
     guarded("read key", keys.empty() ? std::string() : keys.front(), [&] {
@@ -77,6 +78,27 @@ class StoreAdapter final : public Store {
   }
 
  private:
+  // A store cannot be interrupted while it waits, so that Ctrl-C must be looked for in between.
+  static constexpr std::chrono::milliseconds kSlice{1000};
+
+  void wait(const std::vector<std::string>& keys, std::chrono::milliseconds timeout) {
+    using Clock = std::chrono::steady_clock;
+    const auto end = Clock::now() + timeout;
+    for (;;) {
+      const auto begin = Clock::now();
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - begin);
+      const auto slice = std::clamp(left, std::chrono::milliseconds{1}, kSlice);
+      try {
+        return store_->wait(keys, slice);
+      } catch (const std::exception& error) {
+        const auto now = Clock::now();
+        // Sooner than asked for, it was no timeout.
+        if (now - begin < slice || now >= end) throw_missing(keys, timeout, reason(error));
+      }
+      if (interrupt_ != nullptr) (*interrupt_)();
+    }
+  }
+
   // A rank's entry is a few hundred bytes; whoever sends more is not one of ours.
   static constexpr std::size_t kMaxValueBytes = 64 << 10;
 
@@ -102,6 +124,7 @@ class StoreAdapter final : public Store {
   }
 
   c10::intrusive_ptr<::c10d::Store> store_;
+  const std::function<void()>* interrupt_;
 };
 
 }  // namespace fvd::c10d_

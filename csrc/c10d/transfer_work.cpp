@@ -13,7 +13,7 @@ using Clock = std::chrono::steady_clock;
 
 // Outlives the work if that is dropped before the transfer is done.
 struct TransferWork::State {
-  std::mutex waiting;                          // held by the one thread that is inside the transfer
+  std::timed_mutex waiting;                    // held by the one thread that is inside the transfer
   std::shared_ptr<Communicator> communicator;  // must outlive the transfer; null once done
   std::unique_ptr<Transfer> transfer;          // null once done
   TensorView view;                             // keeps the memory
@@ -69,7 +69,10 @@ void TransferWork::State::finish(Step&& step) {
 }
 
 void TransferWork::State::wait_to_the_end(const std::function<void()>* interrupt) {
-  std::lock_guard lock(waiting);
+  std::unique_lock lock(waiting, std::defer_lock);
+  while (!lock.try_lock_for(kInterruptInterval)) {
+    if (interrupt != nullptr) (*interrupt)();
+  }
   if (is_completed()) return;
   finish([&] {
     Call call;
