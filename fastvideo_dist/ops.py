@@ -46,7 +46,7 @@ def all_to_all_4d(
         A new contiguous tensor, also with one rank.
 
     Raises:
-        ValueError: a wrong dimension or size, or a group of another backend.
+        ValueError: a wrong dimension or size, a group of another backend, or a destroyed one.
         torch.distributed.DistBackendError: the exchange failed; docs/errors.md tells what then.
     """
     if group is None:

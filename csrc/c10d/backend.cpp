@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "c10d/lookup.h"
 #include "c10d/store_adapter.h"
 #include "c10d/translate_errors.h"
 
@@ -50,9 +51,13 @@ FastVideoBackend::FastVideoBackend(c10::intrusive_ptr<::c10d::Store> store, int 
         host);
   });
   init();
+  remember(*this);
 }
 
-FastVideoBackend::~FastVideoBackend() { shutdown(); }
+FastVideoBackend::~FastVideoBackend() {
+  forget(*this);
+  shutdown();
+}
 
 void FastVideoBackend::shutdown() {
   // Null if the constructor threw.

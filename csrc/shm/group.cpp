@@ -115,7 +115,7 @@ void Group::wait_ready(int rank, Ready ready) {
   waiter_->wait(ready, [&] {
     const auto now = Clock::now();
     if (deadline == Clock::time_point{}) deadline = now + timeout;
-    check_rank(rank, ready, attempt());
+    check_rank(rank, ready, attempt(), sequence());
     if (call_->interrupt != nullptr && *call_->interrupt) (*call_->interrupt)();
     if (now >= deadline) throw_timeout(attempt(), missing_ranks(), timeout);
     if (!noticed && now >= deadline - timeout + patience) {
@@ -170,7 +170,9 @@ void Group::break_with(Kind kind, const std::string& reason) noexcept {
     std::lock_guard lock(reason_mutex_);
     if (broken_.load(std::memory_order_relaxed)) return;
     State& state = slot_->state;
+    const std::int64_t done = slot_->progress.completed.load(std::memory_order_relaxed);
     state.kind = static_cast<std::uint32_t>(kind);
+    state.broken_at = done + 1;
     std::strncpy(state.reason, reason.c_str(), sizeof(state.reason) - 1);
     state.reason[sizeof(state.reason) - 1] = '\0';
     try {
@@ -181,9 +183,18 @@ void Group::break_with(Kind kind, const std::string& reason) noexcept {
     state.code.store(State::kBroken, std::memory_order_seq_cst);
     broken_.store(true, std::memory_order_release);
   }
-  // A rank that comes late must not complete a collective with one that has given up.
-  for (Line& line : slot_->lines) line.sequence.store(kGaveUp, std::memory_order_seq_cst);
+  // A rank that comes late must not complete a collective with one that has given up. What this
+  // rank has completed stays for those who have not yet.
+  const std::int64_t at = slot_->state.broken_at;
+  std::int64_t announced = at;
+  slot_->lines[at & 1].sequence.compare_exchange_strong(announced, kGaveUp,
+                                                        std::memory_order_seq_cst);
   ring_everybody();
+}
+
+void Group::break_with(const Error& error) noexcept {
+  const auto* relayed = dynamic_cast<const RelayedError*>(&error);
+  break_with(error.kind(), relayed != nullptr ? relayed->reason() : error.what());
 }
 
 void Group::check_usable() {
@@ -209,7 +220,7 @@ bool Group::gone(int rank) const noexcept {
          state.code.load(std::memory_order_acquire) == State::kLeft;
 }
 
-void Group::check_broken(const std::string& attempt) {
+void Group::check_broken(const std::string& attempt, std::int64_t sequence) {
   if (broken()) {
     std::lock_guard lock(reason_mutex_);
     throw Error(Kind::kAborted, text("fastvideo: ", attempt, ": ", reason_));
@@ -218,14 +229,16 @@ void Group::check_broken(const std::string& attempt) {
     const State& state = member(r).slot->state;
     if (r == rank_ || state.code.load(std::memory_order_acquire) != State::kBroken) continue;
     const auto epoch = state.epoch.load(std::memory_order_acquire);
-    const bool failed_to_join = epoch == 0 && !all_joined_;
-    if (epoch != epoch_ && !failed_to_join) continue;
+    // While joining, only who could not join is of interest: whoever broke the group afterwards is
+    // for the first call to report.
+    if (epoch != (all_joined_ ? epoch_ : 0) || state.broken_at > sequence) continue;
     // The peer's memory is read once and never trusted: bounded, and the kind one of ours.
     const std::string reason(state.reason, strnlen(state.reason, sizeof(state.reason)));
     const auto kind = state.kind <= static_cast<std::uint32_t>(Kind::kLibrary)
                           ? static_cast<Kind>(state.kind)
                           : Kind::kAborted;
-    throw Error(kind, text("fastvideo: ", attempt, ": ", describe_member(r), " gave up: ", reason));
+    throw RelayedError(
+        kind, text("fastvideo: ", attempt, ": ", describe_member(r), " gave up: ", reason), reason);
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <span>
 #include <string>
@@ -20,6 +21,18 @@
 #include "shm/wait.h"
 
 namespace fvd::shm {
+
+/// Thrown by a rank that gives up because another one did. Carries that one's reason, which is what
+/// it passes on: the first reason reaches everybody, whatever the way.
+class RelayedError : public Error {
+ public:
+  RelayedError(Kind kind, const std::string& message, std::string reason)
+      : Error(kind, message), reason_(std::move(reason)) {}
+  const std::string& reason() const noexcept { return reason_; }
+
+ private:
+  std::string reason_;
+};
 
 /// A rank as the others see it. Read-only but for the bells.
 struct Member {
@@ -104,15 +117,18 @@ class Group {
   /// Breaks the group for good, here and (as soon as they look) on all ranks. Never throws. The
   /// first reason stays.
   void break_with(Kind kind, const std::string& reason) noexcept;
+  void break_with(const Error& error) noexcept;
   bool broken() const noexcept { return broken_.load(std::memory_order_acquire); }
   /// @throws kAborted with the first reason if the group is broken or this is a forked child
   void check_usable();
 
   /// To be called while waiting for `rank` (-1: for anybody) in vain. `ready` is looked at once
-  /// more before a dead or departed rank is blamed: it may have done its part first.
+  /// more before a dead or departed rank is blamed: it may have done its part first. A rank that
+  /// broke the group at a collective after `sequence` has done its part for that one.
   template <typename Ready>
-  void check_rank(int rank, Ready&& ready, const std::string& attempt) {
-    check_broken(attempt);
+  void check_rank(int rank, Ready&& ready, const std::string& attempt,
+                  std::int64_t sequence = std::numeric_limits<std::int64_t>::max()) {
+    check_broken(attempt, sequence);
     if (rank < 0) {
       check_anybody_there(attempt, ready);
     } else if (gone(rank) && !ready()) {
@@ -140,7 +156,7 @@ class Group {
   template <typename Ready>
   void wait_ready(int rank, Ready ready);
   bool gone(int rank) const noexcept;
-  void check_broken(const std::string& attempt);
+  void check_broken(const std::string& attempt, std::int64_t sequence);
   template <typename Ready>
   void check_anybody_there(const std::string& attempt, Ready&& ready) {
     for (int r = 0; r < size(); ++r) {

@@ -88,7 +88,7 @@ std::unique_ptr<Group> Group::join(std::shared_ptr<Domain> domain, Store& store,
   try {
     group->meet(store, size);
   } catch (const Error& error) {
-    group->break_with(error.kind(), error.what());
+    group->break_with(error);
     throw;
   }
   return group;
@@ -145,9 +145,8 @@ void Group::wait_all_active(const std::string& where, Clock::time_point deadline
     const State& state = member(r).slot->state;
     const auto ready = [&] {
       const auto code = state.code.load(std::memory_order_seq_cst);
-      // A quick rank may have used the group and left it by now; its words still say that it was
-      // in.
-      return (code == State::kActive || code == State::kLeft) &&
+      // A quick rank may have used the group, broken or left it by now; it was in all the same.
+      return (code == State::kActive || code == State::kLeft || code == State::kBroken) &&
              state.epoch.load(std::memory_order_acquire) == epoch_;
     };
     waiter_->wait(ready, [&] {

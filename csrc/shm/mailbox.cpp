@@ -22,12 +22,16 @@ class Mailbox::Handle : public Transfer {
       : mailbox_(std::move(mailbox)), item_(std::move(item)) {}
 
   ~Handle() override {
-    if (!mailbox_->domain_->usable()) return;
+    if (!mailbox_->domain_->usable()) {
+      forget(std::move(mailbox_));
+      return;
+    }
     std::lock_guard lock(mailbox_->mutex_);
     if (item_->done) return;
     // The memory is about to go away under a transfer that is half done.
     if (item_->envelope != -1) {
-      mailbox_->fail_locked(Kind::kAborted, mailbox_->describe(*item_) + " was given up half way");
+      mailbox_->fail_locked(
+          Error(Kind::kAborted, mailbox_->describe(*item_) + " was given up half way"));
     }
     item_->done = item_->settled = true;
     mailbox_->items_.remove(item_);
@@ -57,10 +61,6 @@ Mailbox::Mailbox(Group& group)
 Mailbox::~Mailbox() { close(); }
 
 void Mailbox::close() noexcept {
-  if (!domain_->usable()) {  // a forked child has neither this thread nor the memory nor the locks
-    static_cast<void>(thread_.release());
-    return;
-  }
   if (closed_) return;  // by the communicator; the group is gone
   closed_ = true;
   {
@@ -131,9 +131,9 @@ std::string Mailbox::describe(const Item& item) const {
 }
 
 /// Everything under way fails, and the group with it.
-void Mailbox::fail_locked(Kind kind, const std::string& reason) {
-  group_.break_with(kind, reason);
-  const auto error = std::make_exception_ptr(Error(kind, reason));
+void Mailbox::fail_locked(const Error& cause) {
+  group_.break_with(cause);
+  const auto error = std::make_exception_ptr(cause);
   for (const auto& item : items_) {
     if (!item->done) item->error = error;
     item->done = item->settled = true;
@@ -181,11 +181,11 @@ void Mailbox::wait(const std::shared_ptr<Item>& item, const Call& call) {
     });
   } catch (const Error& error) {
     std::lock_guard guard(mutex_);
-    fail_locked(error.kind(), error.what());
+    fail_locked(error);
   } catch (...) {
     interrupted = std::current_exception();
     std::lock_guard guard(mutex_);
-    fail_locked(Kind::kAborted, describe(*item) + " was interrupted");
+    fail_locked(Error(Kind::kAborted, describe(*item) + " was interrupted"));
   }
   lock.lock();
   --drivers_;
@@ -216,7 +216,7 @@ void Mailbox::run() {
           if (!item->done) check(*item);
         }
       } catch (const Error& error) {
-        fail_locked(error.kind(), error.what());
+        fail_locked(error);
       }
       return Clock::duration(std::chrono::hours(1));
     });

@@ -32,6 +32,12 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
   /// the mailbox itself, which may be gone by then.
   static std::function<bool()> drained(const Group& group);
 
+  /// For a forked child, which has neither the mailbox's thread nor its memory: never destroyed
+  /// there, because a condition variable that had waiters at the fork cannot be.
+  static void forget(std::shared_ptr<Mailbox> mailbox) noexcept {
+    static_cast<void>(new std::shared_ptr<Mailbox>(std::move(mailbox)));
+  }
+
   /// Fails what is under way and joins the thread.
   void close() noexcept;
 
@@ -52,7 +58,7 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
   bool match(Receiving& receiving);
   void take_header(Receiving& receiving);
   void check(Item& item);
-  void fail_locked(Kind kind, const std::string& reason);
+  void fail_locked(const Error& cause);
   void run();
   std::string describe(const Item& item) const;
   Outbox& own() { return *own_; }

@@ -43,7 +43,7 @@ bool Mailbox::drive(Item& item) {
     return item.what == Item::What::kSend ? drive(static_cast<Sending&>(item))
                                           : drive(static_cast<Receiving&>(item));
   } catch (const Error& error) {
-    fail_locked(error.kind(), error.what());
+    fail_locked(error);
     return true;
   }
 }

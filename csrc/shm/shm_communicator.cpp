@@ -19,8 +19,12 @@ class ShmCommunicator final : public Communicator {
 
   ~ShmCommunicator() override {
     if (mailbox_ == nullptr) return;
+    if (!group_->domain().usable()) {
+      Mailbox::forget(std::move(mailbox_));
+      return;
+    }
     mailbox_->close();
-    if (group_->domain().usable()) group_->also_drain(Mailbox::drained(*group_));
+    group_->also_drain(Mailbox::drained(*group_));
   }
 
   int rank() const noexcept override { return group_->rank(); }
@@ -151,7 +155,8 @@ class ShmCommunicator final : public Communicator {
   }
 
   void abort(const std::string& reason) noexcept override {
-    group_->break_with(Kind::kAborted, reason);
+    group_->break_with(Kind::kAborted,
+                       text("aborted by ", group_->describe_member(rank()), ": ", reason));
   }
 
   std::uint64_t sequence_number() const noexcept override {
@@ -182,7 +187,7 @@ class ShmCommunicator final : public Communicator {
     try {
       body();
     } catch (const Error& error) {
-      group_->break_with(error.kind(), error.what());
+      group_->break_with(error);
       throw;
     } catch (...) {
       group_->break_with(Kind::kAborted, group_->attempt() + " was interrupted");

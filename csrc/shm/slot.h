@@ -66,7 +66,8 @@ struct alignas(kLineBytes) State {
   std::atomic<std::uint64_t> epoch;  // of the group that uses the slot; 0 until it is known
   std::atomic<std::uint32_t> code;   // released after the fields below
   std::uint32_t kind;                // fvd::Kind of the error
-  char reason[368];                  // zero-terminated
+  std::int64_t broken_at;            // the first collective this rank will not complete
+  char reason[616];                  // zero-terminated
 };
 
 /// One message under way, in the sender's outbox. Written by the sender; the receiver answers in
@@ -102,7 +103,6 @@ struct Slot {
   Line lines[2];
   Progress progress;
   State state;
-  std::byte unused[256];
 };
 static_assert(sizeof(Slot) == 1024 && kPageBytes % sizeof(Slot) == 0);
 

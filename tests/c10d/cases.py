@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,17 +60,29 @@ def counts(element_bytes: int = 4) -> list[int]:
 def make(rank: int, shape: int | Sequence[int], dtype: torch.dtype, seed: int = 0) -> Tensor:
     """Rank `rank`'s input: the same on whatever process asks for it."""
     shape = [shape] if isinstance(shape, int) else list(shape)
-    source = torch.Generator().manual_seed(seed * 1009 + rank + 1)
+    values = _values(dtype)
+    start = (rank * 7919 + seed * 104_729) % len(values)
+    count = math.prod(shape)
+    turns = (start + count) // len(values) + 1
+    return values.repeat(turns)[start : start + count].reshape(shape).clone()
+
+
+@functools.cache
+def _values(dtype: torch.dtype) -> Tensor:
+    """What inputs are cut from. Drawing them anew costs more than the collectives do; a prime
+    length keeps a block that lands in the wrong place from looking right."""
+    source = torch.Generator().manual_seed(1)
+    length = 500_009
     if dtype in FLOAT8:  # all bit patterns, NaN among them: they are only moved
-        bits = torch.randint(0, 256, shape, generator=source, dtype=torch.uint8)
+        bits = torch.randint(0, 256, [length], generator=source, dtype=torch.uint8)
         return bits.view(dtype)
     if dtype == torch.bool:
-        return torch.randint(0, 2, shape, generator=source).to(torch.bool)
+        return torch.randint(0, 2, [length], generator=source).to(torch.bool)
     if dtype.is_floating_point or dtype.is_complex:
-        return torch.randn(shape, generator=source, dtype=_drawn_as(dtype)).to(dtype)
+        return torch.randn([length], generator=source, dtype=_drawn_as(dtype)).to(dtype)
     # Small enough that the sum of five fits into every integer type.
     low = -24 if dtype.is_signed else 0
-    return torch.randint(low, 25, shape, generator=source).to(dtype)
+    return torch.randint(low, 25, [length], generator=source).to(dtype)
 
 
 def _drawn_as(dtype: torch.dtype) -> torch.dtype:

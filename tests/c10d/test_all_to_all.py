@@ -62,11 +62,16 @@ def check_in_place(rank: int, world_size: int) -> None:
         inputs = cases.all_inputs(world_size, world_size * count, torch.float32)
         tensor = inputs[rank].clone()
         dist.all_to_all_single(tensor, tensor)
-        cases.same_bits(tensor, reference.all_to_all_single(inputs)[rank], count)
+        wanted = reference.all_to_all_single(inputs)[rank]
+        cases.same_bits(tensor, wanted, count)
+        storage = torch.zeros(world_size * count + 1)
+        storage[:-1] = inputs[rank]
+        dist.all_to_all_single(storage[1:], storage[:-1])
+        cases.same_bits(storage[1:], wanted, (count, "shifted by one element"))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_single_onto_its_own_input(world_size: int) -> None:
+def test_single_onto_memory_of_its_input(world_size: int) -> None:
     run_ranks(check_in_place, world_size)
 
 

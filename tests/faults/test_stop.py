@@ -35,7 +35,7 @@ def test_a_stopped_rank_is_named_with_its_state_and_raises_when_it_goes_on() -> 
         pattern = (
             r"^fastvideo: all_reduce\(SUM, float32 x 1000\) seq 2 on group .*"
             r"\(2 of 3 ranks arrived\), waited 3\.\d s of 3\.0 s\..*"
-            rf"missing: rank {LATE}  pid {ranks.pid(LATE)}  state T \(stopped by signal\)"
+            rf"missing: rank {LATE}  pid {ranks.pid(LATE)}  state T \(stopped by a signal\)"
             r".*last finished: all_reduce.* seq 1"
             r".*Group is now unusable; destroy_process_group\(\) and init again\.$"
         )

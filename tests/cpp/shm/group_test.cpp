@@ -74,7 +74,7 @@ TEST(Group, ASlowRankFinishesAfterTheOtherHasLeftAndDied) {
         const Call call;
         group->begin(kRecord, call);
         group->announce();
-        left.get_future().wait();  // here it is slow
+        left.get_future().wait_for(std::chrono::seconds(10));  // here it is slow
         group->wait_announced();
         demand_filled(group->one_shot(0));
         group->wait_for(0, &Progress::staged, 0);
@@ -123,14 +123,14 @@ TEST(Group, ASlotIsNotUsedAgainWhileASlowRankStillReadsIt) {
         const auto early = test::ending_of([&] { return std::to_string(domain.take_slot()); });
         left.set_value();
         demand(early.threw(Kind::kSystem), "the slot drains");
-        finished.get_future().wait();
+        finished.get_future().wait_for(std::chrono::seconds(10));
         demand(domain.take_slot() == 0, "the slot is back");
       },
       [&](std::unique_ptr<Group> group) {
         const Call call;
         group->begin(kRecord, call);
         group->announce();
-        left.get_future().wait();
+        left.get_future().wait_for(std::chrono::seconds(10));
         group->wait_announced();
         demand_filled(group->one_shot(0));
         group->finish();
@@ -189,7 +189,7 @@ TEST(Group, AbortFromAnotherThreadWakesTheOwnWaitingCollective) {
   auto all_over = over.get_future().share();
   const auto endings = ranks.run_group([&](Communicator& group) -> std::string {
     if (group.rank() == 1) {
-      all_over.wait();
+      all_over.wait_for(std::chrono::seconds(10));
       return "";
     }
     std::thread aborting([&] {
@@ -228,7 +228,7 @@ TEST(Group, AnInterruptThrowsThroughAndTheOthersLearnOfIt) {
   std::promise<void> interrupted;
   const auto endings = ranks.run_group([&](Communicator& group) -> std::string {
     if (group.rank() == 1) {
-      interrupted.get_future().wait();
+      interrupted.get_future().wait_for(std::chrono::seconds(10));
       group.barrier({});
       return "";
     }
@@ -283,7 +283,7 @@ TEST(Group, AShortTimeoutOfACallEndsItInTime) {
   std::promise<void> over;
   const auto endings = ranks.run_group([&](Communicator& group) -> std::string {
     if (group.rank() == 1) {
-      over.get_future().wait();
+      over.get_future().wait_for(std::chrono::seconds(10));
       return "";
     }
     Call call;

@@ -178,7 +178,7 @@ TEST_F(MailboxTest, TransfersNobodyWaitsForGoOn) {
   expect_fine(run({[&](Communicator& group) {
                      const Bytes data = message(1 << 20, 5);
                      const auto sending = send(group, data, 1);
-                     all_received.wait();  // asleep elsewhere
+                     all_received.wait_for(std::chrono::seconds(10));  // asleep elsewhere
                      demand(sending->done(), "the send is done without a wait");
                    },
                    [&](Communicator& group) {
@@ -243,7 +243,7 @@ TEST_F(MailboxTest, WhatIsUnreadWhenTheSenderLeavesStillArrives) {
       left.set_value();
       return "";
     }
-    left.get_future().wait();
+    left.get_future().wait_for(std::chrono::seconds(10));
     for (unsigned i = 0; i < 5; ++i) {
       Bytes got(2 * kChunk - i);
       recv(*group, got, 0)->wait({});
@@ -281,7 +281,7 @@ TEST_F(MailboxTest, TheOutboxIsNotUsedForAnotherGroupWhileAMessageIsUnread) {
       }
       throw std::runtime_error("the slot never came back");
     }
-    reused.get_future().wait();
+    reused.get_future().wait_for(std::chrono::seconds(10));
     Bytes got(100);
     recv(*group, got, 0)->wait({});
     demand(got == message(100, 1), "the message");
@@ -338,7 +338,7 @@ TEST_F(MailboxTest, ATimeoutNamesThePeerAndTheTag) {
                               group.barrier({});
                             },
                             [&](Communicator& group) {
-                              over.get_future().wait();
+                              over.get_future().wait_for(std::chrono::seconds(10));
                               group.barrier({});
                             }});
   EXPECT_TRUE(endings[0].threw(Kind::kAborted)) << endings[0];
@@ -352,7 +352,8 @@ TEST_F(MailboxTest, NothingIsWrittenIntoMemoryGivenBackByAnInterruptedReceive) {
          Bytes got(100, 0);
          const std::function<void()> interrupt = [&] {
            wanted.set_value();
-           sent.get_future().wait();  // the message is there, but nobody has looked yet
+           sent.get_future().wait_for(
+               std::chrono::seconds(10));  // the message is there, but nobody has looked yet
            throw std::runtime_error("interrupted");
          };
          Call call;
@@ -366,7 +367,7 @@ TEST_F(MailboxTest, NothingIsWrittenIntoMemoryGivenBackByAnInterruptedReceive) {
          EXPECT_EQ(got, Bytes(100, 0xaa));
        },
        [&](Communicator& group) {
-         wanted.get_future().wait();
+         wanted.get_future().wait_for(std::chrono::seconds(10));
          const Bytes data = message(100, 1);
          const auto sending = send(group, data, 0);
          sent.set_value();

@@ -138,14 +138,17 @@ TEST(Report, GlobalRanksAreNamedWhereTheyDiffer) {
   ThreadRanks ranks(2);
   GroupOptions options = test::group_options("tp");
   options.global_ranks = {4, 6};
+  std::promise<void> joined;
   std::promise<void> over;
   const auto endings = ranks.run_group(
       [&](Communicator& group) -> std::string {
         if (group.rank() == 1) {
+          joined.get_future().wait_for(std::chrono::seconds(10));
           group.abort("tired");
-          over.get_future().wait();
+          over.get_future().wait_for(std::chrono::seconds(10));
           return "";
         }
+        joined.set_value();
         const Ending ending = test::ending_of([&] {
           group.barrier({});
           return "";
@@ -164,7 +167,7 @@ TEST(Report, ATimeoutCountsWhoArrivedAndNamesWhoDidNot) {
   std::atomic<int> left{2};
   const auto endings = ranks.run_group([&](Communicator& group) {
     if (group.rank() % 2 == 1) {
-      all_over.wait();
+      all_over.wait_for(std::chrono::seconds(10));
       return std::string();
     }
     std::int32_t value = 1;
