@@ -89,6 +89,8 @@ def become_rank(place: Place) -> None:
     os.setpgid(0, 0)  # what a test forks in a rank is found, and ended, by the process group
     os.environ.update(TMPDIR=place.directory, XDG_RUNTIME_DIR=place.directory, OMP_NUM_THREADS="1")
     tempfile.tempdir = None
+    # A shell ignores Ctrl-C for what it runs in the background, and children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.enable()
     stacks = open(place.stacks_path, "w")  # noqa: SIM115  (lives as long as the process)
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)

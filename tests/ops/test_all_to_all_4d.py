@@ -137,8 +137,8 @@ def attention_like(x: Tensor, world_size: int) -> Tensor:
 
 
 def check_compile(rank: int, world_size: int, dynamic: bool) -> None:
-    # Probing the processor for vector instructions compiles for a minute and is no part of the op.
-    plain = {"cpp.vec_isa_ok": False}
+    # Probing for vector instructions and precompiling headers take a minute and are not the op's.
+    plain = {"cpp.vec_isa_ok": False, "cpp_cache_precompile_headers": False}
     compiled = torch.compile(attention_like, fullgraph=True, dynamic=dynamic, options=plain)
     for length in (4, 6, 9) if dynamic else (4,):
         x = cases.make(rank, (1, length, 2 * world_size, 8), torch.float32).requires_grad_()

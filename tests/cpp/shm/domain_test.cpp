@@ -132,6 +132,7 @@ std::string failures_of_forking_rank(
     auto communicator = rank.join();
     before(*communicator, rank.rank);
     const pid_t child = fork();
+    FVD_SYS_CHECK(child, "forking a child");
     if (child == 0) {
       alarm(5);  // whatever hangs in the child ends with it
       const auto ending = test::ending_of([&] {

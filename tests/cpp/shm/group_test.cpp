@@ -110,6 +110,28 @@ TEST(Group, WaitingForARankThatHasLeftSaysSo) {
   });
 }
 
+TEST(Group, WhoHasGoneIsNotBlamedForWhatItDidInTime) {
+  // Its word may appear, and its death, between the last look and the check.
+  TwoGroups two;
+  std::promise<void> left;
+  two.run(
+      [&](std::unique_ptr<Group> group) {
+        group.reset();
+        left.set_value();
+      },
+      [&](std::unique_ptr<Group> group) {
+        left.get_future().wait_for(std::chrono::seconds(10));
+        group->check_rank(
+            0, [] { return true; }, "looking");
+        const auto blamed = test::ending_of([&] {
+          group->check_rank(
+              0, [] { return false; }, "looking");
+          return "";
+        });
+        demand(blamed.threw(Kind::kPeerLost), blamed.words);
+      });
+}
+
 TEST(Group, ASlotIsNotUsedAgainWhileASlowRankStillReadsIt) {
   DomainOptions options = test::small_domain();
   options.slots = 1;

@@ -16,6 +16,7 @@ namespace {
 class Idle {
  public:
   explicit Idle(int exit_code = -1) : pid_(fork()) {
+    FVD_SYS_CHECK(pid_, "forking a child");  // -1 would be everybody when it is sent a signal
     if (pid_ != 0) return;
     if (exit_code >= 0) _exit(exit_code);
     while (true) pause();

@@ -24,6 +24,7 @@ std::shared_ptr<Peer> peer_of(pid_t pid, bool with_pidfd) {
 /// A process that waits; with a child of its own that holds all it had open.
 std::string idle_with_child(test::ForkedRank& rank) {
   const pid_t grandchild = fork();
+  FVD_SYS_CHECK(grandchild, "forking a grandchild");
   if (grandchild == 0) {
     for (int i = 0; i < 50; ++i) usleep(100 * 1000);
     _exit(0);
