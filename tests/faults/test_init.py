@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import subprocess
+import sys
 import time
 
 import pytest
@@ -73,3 +75,49 @@ def test_different_world_sizes_are_told() -> None:
         assert first.report is not None
         assert "2" in first.report.value, first
         assert "3" in first.report.value, first
+
+
+STORE_SERVER = """
+import sys, torch.distributed as dist
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+print(store.port, flush=True)
+sys.stdin.read()
+"""
+
+
+def use_without_store(control: Control) -> str:
+    """A store of the ranks' own, which rank 0 keeps in a process that ends after init."""
+    if control.rank == 0:
+        server = subprocess.Popen(
+            [sys.executable, "-c", STORE_SERVER], stdout=subprocess.PIPE, stdin=subprocess.PIPE
+        )
+        assert server.stdout is not None
+        control.place.connect(control.prefix).set("port", server.stdout.readline().strip())
+    port = int(control.place.connect(control.prefix).get("port"))
+    dist.init_process_group(
+        control.place.backend,
+        store=dist.TCPStore("127.0.0.1", port, timeout=datetime.timedelta(seconds=5)),
+        rank=control.rank,
+        world_size=control.world_size,
+        timeout=datetime.timedelta(seconds=5),
+    )
+    dist.barrier()
+    if control.rank == 0:
+        server.kill()
+        server.wait()
+    dist.barrier()  # the store is gone for everybody
+    tensor = torch.ones(300_000)
+    dist.all_reduce(tensor)
+    assert (tensor == float(control.world_size)).all()
+    try:
+        dist.new_group([0, 1])
+    except dist.DistError as error:
+        return str(error)
+    raise AssertionError("a group was made without a store")
+
+
+def test_a_group_lives_on_without_its_store() -> None:
+    with fresh_ranks(use_without_store, 2, allow_orphans=True) as ranks:
+        for outcome in ranks.outcomes(within=60):
+            assert not outcome.raised, outcome
+            assert outcome.exitcode == 0, outcome

@@ -1,3 +1,4 @@
+// Over 400 lines because every way a group can fail is told apart here; over 400 lines because splitting would repeat its ranks.
 // How a group ends: ranks that leave, die, stop, abort or are interrupted, seen by the others.
 #include "shm/group.h"
 
