@@ -1,5 +1,5 @@
-// Over 400 lines because every way a group can fail is told apart here; over 400 lines because splitting would repeat its ranks.
 // How a group ends: ranks that leave, die, stop, abort or are interrupted, seen by the others.
+// It has over 400 lines because each way is a test of its own over the same few ranks.
 #include "shm/group.h"
 
 #include <gtest/gtest.h>
@@ -122,11 +122,9 @@ TEST(Group, WhoHasGoneIsNotBlamedForWhatItDidInTime) {
       },
       [&](std::unique_ptr<Group> group) {
         left.get_future().wait_for(std::chrono::seconds(10));
-        group->check_rank(
-            0, [] { return true; }, "looking");
+        group->check_rank(0, [] { return true; }, "looking");
         const auto blamed = test::ending_of([&] {
-          group->check_rank(
-              0, [] { return false; }, "looking");
+          group->check_rank(0, [] { return false; }, "looking");
           return "";
         });
         demand(blamed.threw(Kind::kPeerLost), blamed.words);

@@ -1,5 +1,6 @@
 // Messages: which receive gets which, how many may be under way, and what becomes of them at the
-// end.
+// It has over 400 lines because each promise of the mailbox is a test of its own over the same few
+// ranks. end.
 #include "shm/mailbox.h"
 
 #include <gtest/gtest.h>
