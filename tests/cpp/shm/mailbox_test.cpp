@@ -1,6 +1,5 @@
 // Messages: which receive gets which, how many may be under way, and what becomes of them at the
-// It has over 400 lines because each promise of the mailbox is a test of its own over the same few
-// ranks. end.
+// end. It has over 400 lines because each promise is a test of its own over the same few ranks.
 #include "shm/mailbox.h"
 
 #include <gtest/gtest.h>
