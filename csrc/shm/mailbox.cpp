@@ -148,13 +148,13 @@ void Mailbox::check(Item& item) {
 }
 
 void Mailbox::wait(const std::shared_ptr<Item>& item, const Call& call) {
-  const auto timeout = call.timeout.count() > 0 ? call.timeout : group_.options().timeout;
   Clock::time_point deadline{};
   std::unique_lock lock(mutex_);
   if (item->done) {  // the group may be gone by now
     if (item->error) std::rethrow_exception(item->error);
     return;
   }
+  const auto timeout = call.timeout.count() > 0 ? call.timeout : group_.options().timeout;
   ++drivers_;
   Waiter waiter(group_.own_bells().transfer, group_.core_for_each(),
                 group_.domain().options().spin_us);
