@@ -1,7 +1,9 @@
 // Promises of all_reduce, reduce and reduce_scatter.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <span>
 
 #include "contract/communicator_contract.h"
 
@@ -86,10 +88,11 @@ TEST_P(CommunicatorContract, AllReduceTakesUnalignedMemory) {
     for (std::size_t count : counts(sizeof(float))) {
       const auto in = input(group.rank(), count);
       std::vector<std::byte> memory(count * sizeof(float) + 1);
-      std::memcpy(memory.data() + 1, in.data(), count * sizeof(float));
+      std::ranges::copy(std::as_bytes(std::span(in)), memory.begin() + 1);
       group.all_reduce(memory.data() + 1, memory.data() + 1, count, kFloats, kSum, {});
       std::vector<float> out(count);
-      std::memcpy(out.data(), memory.data() + 1, count * sizeof(float));
+      const auto result = std::as_writable_bytes(std::span(out));
+      std::ranges::copy(std::span(memory).subspan(1), result.begin());
       require_same(out, sum_of(size(), count), "unaligned");
     }
   });
