@@ -5,6 +5,7 @@
 // spin only where every rank has a core, yield while yields return quickly, and sleep otherwise.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -44,11 +45,14 @@ class Waiter {
   }
 
  private:
-  // A yield that took longer than this handed the core to a stranger's time slice.
-  static constexpr std::chrono::microseconds kSlowYield{50};
-  // After that so many waits sleep at once; one slow yield (about 1.5 ms) among them does not
-  // count.
-  static constexpr int kWaitsWithoutYield = 2000;
+  // A yield that took longer than this handed the core to a stranger, whose time slice is 700 us
+  // and more. Ranks that share the core give it back sooner, each after one call of its program.
+  static constexpr std::chrono::microseconds kSlowYield{200};
+  // After a slow yield that many waits sleep at once, four times as many after the next, up to the
+  // largest: one slow yield (about 3 ms) among so many does not count. Each wait that a yield ends
+  // takes one off again, so that a stranger who was here once is soon forgotten.
+  static constexpr int kFewWaits = 16;
+  static constexpr int kManyWaits = 2048;
   static constexpr std::chrono::microseconds kYieldFor{200};
 
   template <typename Ready>
@@ -65,6 +69,7 @@ class Waiter {
   Bell* bell_;
   std::chrono::microseconds spin_;
   int waits_without_yield_ = 0;
+  int waits_after_slow_yield_ = kFewWaits;
 };
 
 inline void pause_core() noexcept {
@@ -108,10 +113,14 @@ bool Waiter::yield(Ready& ready) {
   auto before = start;
   do {
     yield_core();
-    if (ready()) return true;
+    if (ready()) {
+      waits_after_slow_yield_ = std::max(kFewWaits, waits_after_slow_yield_ - 1);
+      return true;
+    }
     const auto after = Clock::now();
     if (after - before > kSlowYield) {
-      waits_without_yield_ = kWaitsWithoutYield;
+      waits_without_yield_ = waits_after_slow_yield_;
+      waits_after_slow_yield_ = std::min(kManyWaits, 4 * waits_after_slow_yield_);
       return false;
     }
     before = after;
