@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch.distributed.constants import default_pg_timeout
 
-# For torch.ops.fastvideo_dist: an op without its autograd formula would lose gradients silently.
+# For torch.ops.fastvideo_dist: torch.compile cannot trace an op without its fake kernel.
 import fastvideo_dist.ops  # noqa: F401
 from fastvideo_dist._compat import extension
 

@@ -1,12 +1,10 @@
 """Collectives as torch ops: traceable by torch.compile and torch.export, differentiable.
 
-Kernels and schemas stand in csrc/ops. Here stand the public functions and what a compiler and
-autograd need to know: the shape of the result and the backward pass.
+Kernels, schemas and backward passes stand in csrc/ops. Here stand the public functions and what a
+compiler needs to know: the checks and the shape of the result.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -89,19 +87,3 @@ def _all_to_all_4d_shape(
     shape[scatter_dim] //= group_size
     shape[gather_dim] *= group_size
     return x.new_empty(shape)
-
-
-def _all_to_all_4d_keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.scatter_dim, ctx.gather_dim, ctx.group_name, ctx.group_size = inputs
-
-
-def _all_to_all_4d_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    inverse = torch.ops.fastvideo_dist.all_to_all_4d(
-        gradient, ctx.gather_dim, ctx.scatter_dim, ctx.group_name, ctx.group_size
-    )
-    return inverse, None, None, None, None
-
-
-torch.library.register_autograd(
-    "fastvideo_dist::all_to_all_4d", _all_to_all_4d_backward, setup_context=_all_to_all_4d_keep
-)

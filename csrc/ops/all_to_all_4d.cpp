@@ -6,6 +6,7 @@
 // written where they lie: no transpose before or after.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <vector>
@@ -65,8 +66,57 @@ at::Tensor all_to_all_4d(const at::Tensor& x, int64_t scatter_dim, int64_t gathe
   return y;
 }
 
+/// Through the dispatcher, as a caller in Python does it.
+at::Tensor dispatch(const at::Tensor& x, int64_t scatter_dim, int64_t gather_dim,
+                    std::string_view group_name, int64_t group_size) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("fastvideo_dist::all_to_all_4d", "")
+                             .typed<decltype(all_to_all_4d)>();
+  return op.call(x, scatter_dim, gather_dim, group_name, group_size);
+}
+
+/// The backward pass is the inverse exchange, which can be differentiated again.
+class Exchange : public torch::autograd::Function<Exchange> {
+ public:
+  // All that backward uses is in saved_data, so compiled autograd may trace it.
+  static constexpr bool is_traceable = true;
+
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& x,
+                            int64_t scatter_dim, int64_t gather_dim, std::string_view group_name,
+                            int64_t group_size) {
+    context->saved_data["scatter_dim"] = scatter_dim;
+    context->saved_data["gather_dim"] = gather_dim;
+    context->saved_data["group_name"] = std::string(group_name);
+    context->saved_data["group_size"] = group_size;
+    const at::AutoDispatchBelowADInplaceOrView below;
+    return dispatch(x, scatter_dim, gather_dim, group_name, group_size);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    const auto& saved = context->saved_data;
+    auto gradient =
+        dispatch(gradients[0], saved.at("gather_dim").toInt(), saved.at("scatter_dim").toInt(),
+                 saved.at("group_name").toStringView(), saved.at("group_size").toInt());
+    return {std::move(gradient), {}, {}, {}, {}};
+  }
+};
+
+at::Tensor all_to_all_4d_autograd(const at::Tensor& x, int64_t scatter_dim, int64_t gather_dim,
+                                  std::string_view group_name, int64_t group_size) {
+  if (at::GradMode::is_enabled() && x.requires_grad()) {
+    return Exchange::apply(x, scatter_dim, gather_dim, group_name, group_size);
+  }
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return dispatch(x, scatter_dim, gather_dim, group_name, group_size);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastvideo_dist, CPU, library) { library.impl("all_to_all_4d", all_to_all_4d); }
+
+TORCH_LIBRARY_IMPL(fastvideo_dist, Autograd, library) {
+  library.impl("all_to_all_4d", all_to_all_4d_autograd);
+}
 
 }  // namespace fvd::ops

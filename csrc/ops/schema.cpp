@@ -1,5 +1,5 @@
-// Every op of the project, as torch sees it. Kernels stand in one file per op; what the compiler
-// and autograd need to know stands in fastvideo_dist/ops.py.
+// Every op of the project, as torch sees it. Kernels and backward passes stand in one file per op;
+// what a compiler needs to know stands in fastvideo_dist/ops.py.
 #include <torch/library.h>
 
 TORCH_LIBRARY(fastvideo_dist, library) {
