@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <string_view>
 #include <system_error>
 
 #include "comm/error.h"
@@ -42,7 +43,12 @@ bool is_directory(const char* path) {
   return std::filesystem::is_directory(path, ignored);
 }
 
-/// The first of the places meant for such things that exists. A place the user named has to exist.
+// The address of a Unix socket holds 108 bytes, of which the private folder and the socket in it
+// take up to 64.
+constexpr std::size_t kLongestDirectory = 40;
+
+/// The first of the places meant for such things that exists and is not too long. A place the user
+/// named has to do.
 std::string socket_directory(const std::string& fallback) {
   constexpr const char* kVariable = "FASTVIDEO_DIST_SOCKET_DIRECTORY";
   if (const char* chosen = std::getenv(kVariable)) {
@@ -52,7 +58,8 @@ std::string socket_directory(const std::string& fallback) {
   }
   for (const char* variable : {"XDG_RUNTIME_DIR", "TMPDIR"}) {
     const char* directory = std::getenv(variable);
-    if (directory != nullptr && is_directory(directory)) return directory;
+    if (directory == nullptr || std::string_view(directory).size() > kLongestDirectory) continue;
+    if (is_directory(directory)) return directory;
   }
   return fallback;
 }

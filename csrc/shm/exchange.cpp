@@ -13,6 +13,10 @@ namespace {
 // wins one.
 constexpr std::size_t kStreamFrom = 16 << 20;
 
+// Where ranks either send or receive, receivers copy one part while the sender fills the next: a
+// message of 256 KiB then takes little more than one of its two copies.
+constexpr std::size_t kOneWayPart = 64 << 10;
+
 constexpr std::size_t up_to_line(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 constexpr std::size_t down_to_line(std::size_t bytes) { return bytes / 64 * 64; }
 
@@ -80,13 +84,18 @@ void run_one_shot(Group& group, const Exchange& exchange, std::size_t piece) {
   }
 }
 
+/// The area is a ring of `depth_` parts; round r goes through part r % depth_.
 class Pipeline {
  public:
   Pipeline(Group& group, const Exchange& exchange) : group_(group), exchange_(exchange) {
     const std::size_t pieces = exchange.same_for_all ? 1 : static_cast<std::size_t>(group.size());
-    half_ = down_to_line(group.pipeline_bytes() / 2);
-    piece_ = std::min(down_to_line(half_ / pieces), up_to_line(exchange.largest));
+    const bool one_way = exchange.sender >= 0 || exchange.receiver >= 0;
+    const std::size_t part =
+        one_way ? std::min(kOneWayPart, group.pipeline_bytes() / 2) : group.pipeline_bytes() / 2;
+    piece_ = std::min(down_to_line(part / pieces), up_to_line(exchange.largest));
+    part_ = piece_ * pieces;
     if (exchange.largest > 0) {
+      depth_ = static_cast<std::int64_t>(group.pipeline_bytes() / part_);
       rounds_ = static_cast<std::int64_t>((exchange.largest + piece_ - 1) / piece_);
     }
     std::size_t output = 0;
@@ -107,11 +116,12 @@ class Pipeline {
  private:
   void stage_round(std::int64_t round) {
     if (!sends(exchange_, group_.rank())) return;
-    // The half was used by round - 2: its readers have to be done with that.
-    for (int r = 0; round >= 2 && r < group_.size(); ++r) {
-      if (reads(exchange_, r, group_.rank())) group_.wait_for(r, &Progress::consumed, round - 2);
+    // The part was used by round - depth_: its readers have to be done with that.
+    for (int r = 0; round >= depth_ && r < group_.size(); ++r) {
+      if (!reads(exchange_, r, group_.rank())) continue;
+      group_.wait_for(r, &Progress::consumed, round - depth_);
     }
-    stage(group_, exchange_, group_.pipeline() + half_offset(round), offset(round), piece_);
+    stage(group_, exchange_, group_.pipeline() + part_offset(round), offset(round), piece_);
     group_.publish(&Progress::staged, round);
   }
 
@@ -121,19 +131,22 @@ class Pipeline {
       const int owner = (group_.rank() + step) % group_.size();
       if (!reads(exchange_, group_.rank(), owner)) continue;
       group_.wait_for(owner, &Progress::staged, round);
-      fetch(group_, exchange_, owner, group_.member(owner).pipeline() + half_offset(round),
+      fetch(group_, exchange_, owner, group_.member(owner).pipeline() + part_offset(round),
             offset(round), piece_, hint_);
     }
     group_.publish(&Progress::consumed, round);
   }
 
   std::size_t offset(std::int64_t round) const { return static_cast<std::size_t>(round) * piece_; }
-  std::size_t half_offset(std::int64_t round) const { return (round & 1) != 0 ? half_ : 0; }
+  std::size_t part_offset(std::int64_t round) const {
+    return static_cast<std::size_t>(round % depth_) * part_;
+  }
 
   Group& group_;
   const Exchange& exchange_;
-  std::size_t half_ = 0;
   std::size_t piece_ = 0;
+  std::size_t part_ = 0;
+  std::int64_t depth_ = 2;
   std::int64_t rounds_ = 0;
   CacheHint hint_ = CacheHint::kCached;
 };

@@ -116,6 +116,7 @@ void Group::wait_ready(int rank, Ready ready) {
     const auto now = Clock::now();
     if (deadline == Clock::time_point{}) deadline = now + timeout;
     check_rank(rank, ready, attempt(), sequence());
+    check_all_come();
     if (call_->interrupt != nullptr && *call_->interrupt) (*call_->interrupt)();
     if (now >= deadline) throw_timeout(attempt(), missing_ranks(), timeout);
     if (!noticed && now >= deadline - timeout + patience) {
@@ -181,7 +182,9 @@ void Group::break_with(Kind kind, const std::string& reason) noexcept {
     }
     // Release: pairs with check_broken of the others.
     state.code.store(State::kBroken, std::memory_order_seq_cst);
-    broken_.store(true, std::memory_order_release);
+    // Sequentially consistent, as in `broken`: `announce` stores its word and then looks here, this
+    // stores here and then looks at the word, and one of the two has to see the other.
+    broken_.store(true, std::memory_order_seq_cst);
   }
   // A rank that comes late must not complete a collective with one that has given up. What this
   // rank has completed stays for those who have not yet.
@@ -218,6 +221,16 @@ bool Group::gone(int rank) const noexcept {
   const State& state = other.slot->state;
   return state.epoch.load(std::memory_order_acquire) != epoch_ ||
          state.code.load(std::memory_order_acquire) == State::kLeft;
+}
+
+void Group::check_all_come() {
+  for (int r = 0; r < size(); ++r) {
+    if (r == rank_ || !gone(r)) continue;
+    // Read after `gone`: what a rank announced before its end is to be seen. Below zero it has
+    // broken the group, which check_broken tells better.
+    const auto announced = member(r).slot->lines[parity_].sequence.load(std::memory_order_seq_cst);
+    if (announced >= 0 && announced < sequence()) throw_gone(r, attempt());
+  }
 }
 
 void Group::check_broken(const std::string& attempt, std::int64_t sequence) {

@@ -118,7 +118,7 @@ class Group {
   /// first reason stays.
   void break_with(Kind kind, const std::string& reason) noexcept;
   void break_with(const Error& error) noexcept;
-  bool broken() const noexcept { return broken_.load(std::memory_order_acquire); }
+  bool broken() const noexcept { return broken_.load(std::memory_order_seq_cst); }
   /// @throws kAborted with the first reason if the group is broken or this is a forked child
   void check_usable();
 
@@ -156,6 +156,9 @@ class Group {
   template <typename Ready>
   void wait_ready(int rank, Ready ready);
   bool gone(int rank) const noexcept;
+  /// Whoever waits for one rank may do so for long; another that has died, or left, before it
+  /// announced this collective will not come either. @throws kPeerLost
+  void check_all_come();
   void check_broken(const std::string& attempt, std::int64_t sequence);
   template <typename Ready>
   void check_anybody_there(const std::string& attempt, Ready&& ready) {

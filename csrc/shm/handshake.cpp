@@ -246,6 +246,8 @@ class Meeting {
       strangers = std::move(remaining);
       if (fds[0].revents != 0) {
         Socket stranger(accept4(listener.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+        const bool gone = errno == EAGAIN || errno == EINTR || errno == ECONNABORTED;
+        if (stranger.fd() == -1 && !gone) FVD_SYS_CHECK(-1, "accepting a rank that connects");
         if (stranger.fd() != -1) {
           if (strangers.size() == kMostStrangers) strangers.erase(strangers.begin());
           strangers.push_back(std::move(stranger));

@@ -90,6 +90,9 @@ std::unique_ptr<Group> Group::join(std::shared_ptr<Domain> domain, Store& store,
   } catch (const Error& error) {
     group->break_with(error);
     throw;
+  } catch (...) {  // Ctrl-C, or no memory: the others need not wait for this rank
+    group->break_with(Kind::kAborted, text("rank ", rank, " gave up joining"));
+    throw;
   }
   return group;
 }
@@ -141,16 +144,21 @@ void Group::meet(Store& store, int size) {
 }
 
 void Group::wait_all_active(const std::string& where, Clock::time_point deadline) {
+  const auto joined = [this](int rank) {
+    const State& state = member(rank).slot->state;
+    const auto code = state.code.load(std::memory_order_seq_cst);
+    // A quick rank may have used the group, broken or left it by now; it was in all the same.
+    return (code == State::kActive || code == State::kLeft || code == State::kBroken) &&
+           state.epoch.load(std::memory_order_acquire) == epoch_;
+  };
   for (int r = 0; r < size(); ++r) {
-    const State& state = member(r).slot->state;
-    const auto ready = [&] {
-      const auto code = state.code.load(std::memory_order_seq_cst);
-      // A quick rank may have used the group, broken or left it by now; it was in all the same.
-      return (code == State::kActive || code == State::kLeft || code == State::kBroken) &&
-             state.epoch.load(std::memory_order_acquire) == epoch_;
-    };
+    const auto ready = [&] { return joined(r); };
     waiter_->wait(ready, [&] {
-      check_rank(r, ready, "joining " + where);
+      // Not `r` alone: who is waited for may be late, and another one dead meanwhile.
+      for (int other = 0; other < size(); ++other) {
+        if (other == rank_) continue;
+        check_rank(other, [&] { return joined(other); }, "joining " + where);
+      }
       FVD_CHECK(Clock::now() < deadline, kTimeout, "fastvideo: joining ", where, ": ",
                 describe_member(r), " did not finish joining in ", options_.timeout.count(), " ms");
       return deadline - Clock::now();

@@ -8,6 +8,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <thread>
 
 #include "comm/error.h"
 #include "shm/process.h"
@@ -86,7 +88,13 @@ void Watcher::run() {
       all_have_pidfds = all_have_pidfds && peer->pidfd != -1;
     }
     const int ready = poll(fds.data(), fds.size(), all_have_pidfds ? -1 : kLookEveryMs);
-    if (ready == -1 && errno != EINTR) return;
+    if (ready == -1 && errno != EINTR) {
+      // No memory for that many, or more peers than descriptors allow: look at each in turn.
+      std::this_thread::sleep_for(std::chrono::milliseconds(kLookEveryMs));
+      for (pollfd& fd : fds) {
+        if (poll(&fd, 1, 0) < 1) fd.revents = 0;
+      }
+    }
     eventfd_t ignored = 0;
     eventfd_read(wake_fd_, &ignored);
     bool anybody = false;

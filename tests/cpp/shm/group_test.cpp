@@ -373,6 +373,21 @@ TEST_F(ForkedGroup, AStoppedRankIsNamedWithItsStateAndWhatItFinished) {
   }
 }
 
+TEST_F(ForkedGroup, ADeathIsNoticedWhileAnotherRankIsLate) {
+  test::ForkedRanks ranks(3, [](test::ForkedRank& rank) {
+    const auto group = rank.join();
+    group->barrier({});
+    if (rank.rank == 1) raise(SIGSTOP);  // whom rank 0 waits for first
+    if (rank.rank == 2) raise(SIGKILL);
+    group->barrier({});
+    return "";
+  });
+  ranks.await_stop(1);
+  const Ending ending = ranks.ending(0);
+  EXPECT_TRUE(ending.threw(Kind::kPeerLost)) << ending;
+  EXPECT_TRUE(ending.says("rank 2")) << ending;
+}
+
 constexpr std::size_t kLarge = 6 << 20;
 
 /// One large collective by its name; `memory` holds 2 * kLarge bytes.
