@@ -21,6 +21,10 @@ struct Call {
   /// Called about every 100 ms, and after each signal, while the call waits on the calling thread.
   /// It may throw to give the call up (Ctrl-C); the group is broken then. May be empty.
   const std::function<void()>* interrupt = nullptr;
+
+  /// What the caller means by its blocks, as a hash; 0 if they mean nothing but bytes. Ranks whose
+  /// collective has another one disagree (kMismatch), though they may move the same count.
+  std::uint64_t layout = 0;
 };
 
 /// A send or receive under way. Destroying it before it is done gives it up without waiting, and

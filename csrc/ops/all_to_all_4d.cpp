@@ -6,6 +6,7 @@
 // written where they lie: no transpose before or after.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/hash.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -54,7 +55,13 @@ at::Tensor all_to_all_4d(const at::Tensor& x, int64_t scatter_dim, int64_t gathe
   const auto scattered = BlockLayout::split(x.sizes(), scatter_dim, element, ranks);
   const auto gathered = BlockLayout::split(sizes, gather_dim, element, ranks);
 
-  backend->run_in_order([=](Communicator& communicator, const Call& call) {
+  // Bytes of two ranks that scatter different dimensions would fit each other all the same.
+  std::size_t layout = c10::get_hash(scatter_dim, gather_dim);
+  for (const int64_t size : sizes)
+    layout = c10::hash_combine(layout, static_cast<std::size_t>(size));
+
+  backend->run_in_order([=](Communicator& communicator, Call call) {
+    call.layout = layout | 1;
     std::vector<ConstBlock> sent(ranks);
     std::vector<Block> received(ranks);
     for (std::size_t peer = 0; peer < ranks; ++peer) {

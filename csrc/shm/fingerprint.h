@@ -18,8 +18,8 @@ constexpr std::uint64_t mix(std::uint64_t hash, std::uint64_t value) noexcept {
 }
 
 /// Equal on two ranks exactly (but for 1 in 2^64) if they call the same collective with the same
-/// reduce op, dtype, count and root, as the same in order, in the same group. Shapes do not count:
-/// (2, 3) and (3, 2) may be reduced together.
+/// reduce op, dtype, count, root and layout, as the same in order, in the same group. Shapes do not
+/// count, unless the caller makes a layout of them: (2, 3) and (3, 2) may be reduced together.
 inline std::uint64_t fingerprint(const Record& record, std::uint64_t epoch,
                                  std::int64_t sequence) noexcept {
   const auto words = static_cast<std::uint64_t>(record.op) |
@@ -32,6 +32,7 @@ inline std::uint64_t fingerprint(const Record& record, std::uint64_t epoch,
   std::uint64_t hash = mix(epoch, static_cast<std::uint64_t>(sequence));
   hash = mix(hash, words);
   hash = mix(hash, record.count);
+  hash = mix(hash, record.layout);
   return mix(hash, std::bit_cast<std::uint64_t>(record.factor));
 }
 

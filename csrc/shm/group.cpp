@@ -54,7 +54,8 @@ void Group::begin(const Record& record, const Call& call) {
   parity_ = static_cast<int>(sequence & 1);
   line_ = &slot_->lines[parity_];
   line_->record = record;
-  line_->fingerprint = fingerprint(record, epoch_, sequence);
+  line_->record.layout = call.layout;
+  line_->fingerprint = fingerprint(line_->record, epoch_, sequence);
 }
 
 std::byte* Group::one_shot() {

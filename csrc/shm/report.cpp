@@ -49,6 +49,7 @@ std::string describe(const Record& record) {
   if (record.has_type && record.even) part(name(record.type), " x ", record.count);
   if (record.has_type && !record.even) part(name(record.type), ", uneven");
   if (record.root >= 0) part("root ", record.root);
+  if (record.layout != 0) part("layout ", std::hex, record.layout, std::dec);
   if (separator[0] == ',') out << ")";
   return out.str();
 }

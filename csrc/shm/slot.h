@@ -32,8 +32,9 @@ struct Record {
   bool has_reduce = false;
   bool even = true;
   std::int32_t root = -1;
-  std::uint64_t count = 0;  // elements
-  double factor = 1.0;      // PREMUL_SUM
+  std::uint64_t count = 0;   // elements
+  double factor = 1.0;       // PREMUL_SUM
+  std::uint64_t layout = 0;  // Call::layout
 };
 static_assert(sizeof(Record) <= 64);
 

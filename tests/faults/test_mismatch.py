@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastvideo_dist.ops import all_to_all_4d
 from faults import expect
 from harness import run_ranks
 
@@ -102,6 +103,16 @@ FIELDS: dict[str, tuple[Call, str, str]] = {
     ),
     "splits of all_to_all": (uneven, rf"rank {ODD}", r"\b1\b.*\b2\b|\b2\b.*\b1\b|4 bytes|8 bytes"),
     "even against uneven": (even_and_uneven, r"uneven", r"float32 x 2"),
+    "dimensions of all_to_all_4d": (
+        lambda odd, out: all_to_all_4d(torch.ones(1, 6, 6, 2), *((1, 2) if odd else (2, 1))),
+        "layout",
+        "float32 x 24",
+    ),
+    "shape of all_to_all_4d": (
+        lambda odd, out: all_to_all_4d(torch.ones((1, 6, 6, 2) if odd else (1, 2, 6, 6)), 2, 1),
+        "layout",
+        "float32 x 24",
+    ),
     "large count": (
         lambda odd, out: dist.all_reduce(torch.ones(1_000_001 if odd else 1_000_000)),
         "float32 x 1000001",
