@@ -46,9 +46,10 @@ FastVideoBackend::FastVideoBackend(c10::intrusive_ptr<::c10d::Store> store, int 
     FVD_CHECK(size > 0 && rank >= 0 && rank < size, kInvalidArgument, "fastvideo: rank ", rank,
               " is not in a group of ", size, " ranks");
     StoreAdapter adapter(std::move(store), host.interrupt_hook());
+    auto group = group_options(*options_, size);
+    group.interrupt = host.interrupt_hook();
     runner_ = std::make_shared<GroupRunner>(
-        factory(c10::DeviceType::CPU, adapter, rank, size, group_options(*options_, size)), label_,
-        host);
+        factory(c10::DeviceType::CPU, adapter, rank, size, group), label_, host);
   });
   init();
   remember(*this);

@@ -62,11 +62,12 @@ void GroupRunner::throw_closed() const {
                    "\" was destroyed; create it again with init_process_group or new_group"));
 }
 
-void GroupRunner::execute(const Body& body, std::chrono::milliseconds timeout) {
+void GroupRunner::execute(const Body& body, std::chrono::milliseconds timeout,
+                          Interrupt interrupt) {
   const auto communicator = this->communicator();
   Call call;
   call.timeout = timeout;
-  call.interrupt = host_.interrupt_hook();
+  call.interrupt = interrupt;
   try {
     body(*communicator, call);
   } catch (const Error& error) {
@@ -75,31 +76,74 @@ void GroupRunner::execute(const Body& body, std::chrono::milliseconds timeout) {
   }
 }
 
+// A call that gives up here has not begun on this rank, but may have on others: the group is
+// broken.
+std::unique_lock<std::timed_mutex> GroupRunner::wait_for_turn(std::chrono::milliseconds timeout,
+                                                              Interrupt interrupt) {
+  std::unique_lock order(order_, std::try_to_lock);
+  if (order.owns_lock()) return order;
+  const auto end = std::chrono::steady_clock::now() + timeout;
+  try {
+    while (!order.try_lock_for(kInterruptInterval)) {
+      if (interrupt != nullptr) (*interrupt)();
+      FVD_CHECK(timeout.count() == 0 || std::chrono::steady_clock::now() < end, kTimeout,
+                "fastvideo: a collective of group \"", group_, "\" waited ", timeout.count(),
+                " ms for one that another thread runs. destroy_process_group() and init again.");
+    }
+  } catch (...) {
+    abort("a collective gave up waiting for one that another thread ran");
+    throw;
+  }
+  return order;
+}
+
 bool GroupRunner::try_run(const Body& body, std::chrono::milliseconds timeout) {
   check_usable();
   if (!collectives_.idle()) return false;
-  std::lock_guard order(order_);
-  execute(body, timeout);
+  const auto* interrupt = host_.interrupt_hook();
+  const auto order = wait_for_turn(timeout, interrupt);
+  execute(body, timeout, interrupt);
   return true;
 }
 
 void GroupRunner::enqueue(Body body, std::chrono::milliseconds timeout,
                           std::function<void(std::exception_ptr)> done) {
   communicator();  // a closed group is the caller's error, here and now
-  const bool queued = collectives_.push([self = shared_from_this(), body = std::move(body), timeout,
-                                         done = std::move(done)]() mutable {
-    std::exception_ptr error;
-    try {
-      std::lock_guard order(self->order_);
-      self->execute(body, timeout);
-    } catch (...) {
-      error = std::current_exception();
-    }
-    body = nullptr;  // its tensors are free before anybody hears that the call is done
-    self->collectives_.end_turn();
-    done(error);
-  });
+  const bool queued = collectives_.push(
+      [self = shared_from_this(), body = std::move(body), timeout,
+       done = std::move(done)]() mutable { self->run_queued(std::move(body), timeout, done); });
   if (!queued) throw_closed();
+}
+
+void GroupRunner::run_queued(Body body, std::chrono::milliseconds timeout,
+                             const std::function<void(std::exception_ptr)>& done) {
+  std::exception_ptr error;
+  // What ends the wait of this thread, which may be waiting for another call than this one.
+  std::exception_ptr interruption;
+  const auto* hook = host_.interrupt_hook();
+  const std::function<void()> interrupt = [&] {
+    try {
+      (*hook)();
+    } catch (...) {
+      interruption = std::current_exception();
+      throw;
+    }
+  };
+  try {
+    const auto order = wait_for_turn(timeout, hook == nullptr ? nullptr : &interrupt);
+    execute(body, timeout, hook == nullptr ? nullptr : &interrupt);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  if (interruption) {
+    error = std::make_exception_ptr(
+        Error(Kind::kAborted, text("fastvideo: a queued collective of group \"", group_,
+                                   "\" was interrupted (Ctrl-C) by the thread that ran it")));
+  }
+  body = nullptr;  // its tensors are free before anybody hears that the call is done
+  collectives_.end_turn();
+  done(error);
+  if (interruption) std::rethrow_exception(interruption);
 }
 
 void GroupRunner::help(const std::function<bool()>& enough) {

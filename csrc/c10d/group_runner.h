@@ -45,7 +45,8 @@ class GroupRunner : public std::enable_shared_from_this<GroupRunner> {
   void enqueue(Body body, std::chrono::milliseconds timeout,
                std::function<void(std::exception_ptr)> done);
 
-  /// Runs queued collectives on the calling thread as long as it can and `enough` is false.
+  /// Runs queued collectives on the calling thread as long as it can and `enough` is false. Throws
+  /// what the user ended one of them with (Ctrl-C): that one has failed with kAborted.
   void help(const std::function<bool()>& enough);
 
   /// try_run, else through the queue and wait. `body` must own what it uses: Ctrl-C may end the
@@ -84,7 +85,12 @@ class GroupRunner : public std::enable_shared_from_this<GroupRunner> {
 
  private:
   [[noreturn]] void throw_closed() const;
-  void execute(const Body& body, std::chrono::milliseconds timeout);
+  using Interrupt = const std::function<void()>*;  // see Call::interrupt
+  void execute(const Body& body, std::chrono::milliseconds timeout, Interrupt interrupt);
+  void run_queued(Body body, std::chrono::milliseconds timeout,
+                  const std::function<void(std::exception_ptr)>& done);
+  std::unique_lock<std::timed_mutex> wait_for_turn(std::chrono::milliseconds timeout,
+                                                   Interrupt interrupt);
 
   const std::string group_;
   const Host& host_;
@@ -94,7 +100,7 @@ class GroupRunner : public std::enable_shared_from_this<GroupRunner> {
   mutable std::mutex communicator_mutex_;
   std::shared_ptr<Communicator> communicator_;  // null once closed
 
-  std::mutex order_;                       // held while a collective runs
+  std::timed_mutex order_;                 // held while a collective runs
   Worker collectives_{"fastvideo-calls"};  // asynchronous collectives, in order
   Worker aside_{"fastvideo-aside"};        // waits for transfers nobody else waits for
 };

@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -36,10 +37,16 @@ struct Worker::Queue {
     tasks.pop_front();
     const auto mine = turn = ++turns;
     lock.unlock();
-    task();
+    std::exception_ptr error;
+    try {
+      task();
+    } catch (...) {  // only what ends the wait of a thread that ran it
+      error = std::current_exception();
+    }
     task = nullptr;
     lock.lock();
     if (turn == mine) end_turn();
+    if (error) std::rethrow_exception(error);
   }
 
   void run_until_stopped() {

@@ -18,12 +18,14 @@ class Worker {
   Worker(const Worker&) = delete;
   Worker& operator=(const Worker&) = delete;
 
-  /// `task` must not throw. It is destroyed on the thread that ran it, right after.
+  /// `task` is destroyed on the thread that ran it, right after. It must not throw there, except
+  /// what ends the wait of a thread that called run_next().
   /// False, and the task is dropped, after stop(). @throws std::system_error: no thread to be had.
   [[nodiscard]] bool push(std::function<void()> task);
 
   /// Runs the next task on the calling thread, which saves whoever waits for it two changes of
-  /// threads. False, and nothing was done, if a task is running or none is queued.
+  /// threads. False, and nothing was done, if a task is running or none is queued. What the task
+  /// throws passes.
   bool run_next();
 
   /// From a task: its turn is over, the next may begin. What it still does (completing a future,

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,9 @@ struct GroupOptions {
   std::string name;  // for messages; each group needs a Store (or a prefix) of its own
   std::chrono::milliseconds timeout{std::chrono::minutes(30)};
   std::vector<int> global_ranks;  // global_ranks[rank in the group]; empty: the same
+
+  // As Call::interrupt, while the group is joined; outlives that. May be null.
+  const std::function<void()>* interrupt = nullptr;
 };
 
 /// Of one process: its shared-memory domain.

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "comm/error.h"
+
 namespace fvd {
 
 /// Keys and values all ranks of a group see. Values come from outside: whoever reads them must
@@ -29,5 +31,13 @@ class Store {
 
   virtual void remove(const std::string& key) = 0;
 };
+
+/// For keys that nobody reads any more: whoever keeps the store may have left with it by then.
+inline void remove_if_possible(Store& store, const std::string& key) {
+  try {
+    store.remove(key);
+  } catch (const Error&) {  // an entry stays in a store that is going, or gone
+  }
+}
 
 }  // namespace fvd

@@ -197,7 +197,7 @@ std::shared_ptr<Peer> Domain::known(const PeerInfo& info) {
 
 std::vector<std::shared_ptr<Peer>> Domain::peers_of(Store& store, const std::string& key_prefix,
                                                     int rank, const std::vector<PeerInfo>& infos,
-                                                    Clock::time_point deadline) {
+                                                    JoinLimits& limits) {
   std::vector<std::shared_ptr<Peer>> peers(infos.size());
   std::vector<int> strangers;
   // What we published at the start of this joining decides, so that both sides decide the same.
@@ -213,7 +213,7 @@ std::vector<std::shared_ptr<Peer>> Domain::peers_of(Store& store, const std::str
     if (peers[r] == nullptr) strangers.push_back(static_cast<int>(r));
   }
   if (strangers.empty()) return peers;
-  auto made = connector_->connect(*this, store, key_prefix, rank, infos, strangers, deadline);
+  auto made = connector_->connect(*this, store, key_prefix, rank, infos, strangers, limits);
   for (std::size_t i = 0; i < strangers.size(); ++i) {
     peers[static_cast<std::size_t>(strangers[i])] = made[i];
     if (made[i]->info.pid != 0) watcher_->watch(made[i]);

@@ -2,6 +2,8 @@
 // the watcher of their deaths. A group is light: it takes a slot here.
 #pragma once
 
+#include <algorithm>
+#include <chrono>
 #include <functional>
 #include <map>
 #include <memory>
@@ -20,6 +22,31 @@ namespace fvd::shm {
 
 class Domain;
 
+/// How long joining may take, and what may end it sooner. Used by the joining thread.
+struct JoinLimits {
+  // Half of the 100 ms a death may stay unnoticed: without pidfds that is how often is looked.
+  static constexpr std::chrono::milliseconds kSlice{50};
+
+  Clock::time_point deadline;
+  std::function<void()> look_around;  // throws if there is no use in waiting any longer
+  Clock::time_point next_look = Clock::now() + kSlice;
+
+  /// To be called while waiting: looks around every 50 ms.
+  void look() {
+    const auto now = Clock::now();
+    if (now < next_look) return;
+    next_look = now + kSlice;
+    look_around();
+  }
+
+  /// Milliseconds of the next wait: the rest of the time, but at most a slice.
+  int slice(std::chrono::milliseconds most = kSlice) const {
+    const auto left = deadline - Clock::now();
+    const auto whole = std::chrono::duration_cast<std::chrono::milliseconds>(left);
+    return static_cast<int>(std::clamp(whole, std::chrono::milliseconds{0}, most).count());
+  }
+};
+
 /// How segments change hands: over a socket between processes, through a map between threads.
 class Connector {
  public:
@@ -33,7 +60,10 @@ class Connector {
                                                      const std::string& key_prefix, int rank,
                                                      const std::vector<PeerInfo>& infos,
                                                      const std::vector<int>& ranks,
-                                                     Clock::time_point deadline) = 0;
+                                                     JoinLimits& limits) = 0;
+
+  /// After a joining that failed: removes what a rank that died during it may have left.
+  virtual void sweep() = 0;
 };
 
 std::unique_ptr<Connector> make_socket_connector(std::string directory);
@@ -61,7 +91,10 @@ class Domain {
   /// ours.
   std::vector<std::shared_ptr<Peer>> peers_of(Store& store, const std::string& key_prefix, int rank,
                                               const std::vector<PeerInfo>& infos,
-                                              Clock::time_point deadline);
+                                              JoinLimits& limits);
+
+  /// See Connector::sweep.
+  void sweep() { connector_->sweep(); }
 
   /// What a joining rank publishes about this domain; slot, rank, size and nonce are the caller's
   /// to set.

@@ -251,6 +251,11 @@ void Group::check_broken(const std::string& attempt, std::int64_t sequence) {
     const auto kind = state.kind <= static_cast<std::uint32_t>(Kind::kLibrary)
                           ? static_cast<Kind>(state.kind)
                           : Kind::kAborted;
+    // Another group of the rank may have taken the slot while its words were copied: then they are
+    // not this group's. Pairs with take_slot, which changes both before a new reason is written.
+    if (state.code.load(std::memory_order_seq_cst) != State::kBroken ||
+        state.epoch.load(std::memory_order_seq_cst) != epoch)
+      continue;
     throw RelayedError(
         kind, text("fastvideo: ", attempt, ": ", describe_member(r), " gave up: ", reason), reason);
   }

@@ -150,7 +150,9 @@ class Group {
   Group(std::shared_ptr<Domain> domain, int rank, const GroupOptions& options);
 
   void meet(Store& store, int size);
-  void wait_all_active(const std::string& where, Clock::time_point deadline);
+  void meet(Store& store, int size, const std::string& prefix, const std::string& where,
+            JoinLimits& limits);
+  void wait_all_active(const std::string& where, JoinLimits& limits);
   void wait_announced_by(int rank);
   void check_fingerprints();
   template <typename Ready>

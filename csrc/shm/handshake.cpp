@@ -38,11 +38,6 @@ sockaddr_un address_of(const std::string& path) {
   return address;
 }
 
-int milliseconds_until(Clock::time_point deadline) {
-  const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
-  return static_cast<int>(std::clamp<std::int64_t>(left.count(), 0, 1000 * 1000));
-}
-
 std::string describe(const PeerInfo& info, int rank) {
   return text("rank ", rank, " (pid ", info.pid, ")");
 }
@@ -77,15 +72,14 @@ std::shared_ptr<Peer> make_peer(const PeerInfo& info, Received received, int pid
 class Meeting {
  public:
   Meeting(Domain& mine, Store& store, std::string key_prefix, int rank,
-          const std::vector<PeerInfo>& infos, const std::vector<int>& ranks,
-          Clock::time_point deadline)
+          const std::vector<PeerInfo>& infos, const std::vector<int>& ranks, JoinLimits& limits)
       : mine_(mine),
         store_(store),
         key_prefix_(std::move(key_prefix)),
         rank_(rank),
         infos_(infos),
         ranks_(ranks),
-        deadline_(deadline) {}
+        limits_(limits) {}
 
   std::vector<std::shared_ptr<Peer>> run(const std::string& directory) {
     open_pidfds();
@@ -101,7 +95,7 @@ class Meeting {
     }
     if (meeting_place) {
       accept_all(listener, meeting_place->secret());
-      store_.remove(key_prefix_ + "meet/" + std::to_string(rank_));
+      remove_if_possible(store_, key_prefix_ + "meet/" + std::to_string(rank_));
     }
     return std::move(peers_);
   }
@@ -120,7 +114,8 @@ class Meeting {
     }
   }
 
-  /// Throws if rank ranks_[i] has died or time is up. `wait` milliseconds are given to it before.
+  /// Throws if rank ranks_[i] has died, time is up or the user wants no more. `wait` milliseconds
+  /// are given to it before.
   void check_there(std::size_t i, const char* what, int wait = 0) {
     pollfd pidfd{pidfds_[i].fd(), POLLIN, 0};
     poll(&pidfd, 1, wait);
@@ -128,15 +123,16 @@ class Meeting {
     FVD_CHECK(pidfd.revents == 0 && (pidfd.fd != -1 || !has_ended(pid, info(i).start_time)),
               kPeerLost, describe(info(i), ranks_[i]),
               " ended while the group was being joined: ", describe_state(pid, info(i).start_time));
-    FVD_CHECK(Clock::now() < deadline_, kTimeout, describe(info(i), ranks_[i]), " did not ", what,
-              " in time: it is in ", describe_state(pid, info(i).start_time));
+    FVD_CHECK(Clock::now() < limits_.deadline, kTimeout, describe(info(i), ranks_[i]), " did not ",
+              what, " in time: it is in ", describe_state(pid, info(i).start_time));
+    limits_.look();
   }
 
   /// Waits for `fd` to become readable, or throws when rank ranks_[i] dies or time is up.
   void wait_readable(int fd, std::size_t i) {
     while (true) {
       pollfd fds[2] = {{fd, POLLIN, 0}, {pidfds_[i].fd(), POLLIN, 0}};
-      const int ready = poll(fds, 2, milliseconds_until(deadline_));
+      const int ready = poll(fds, 2, limits_.slice());
       FVD_SYS_CHECK(ready == -1 && errno != EINTR ? -1 : 0, "waiting for ",
                     describe(info(i), ranks_[i]));
       // A killed process hangs up its sockets, too: what can be read may be nothing.
@@ -232,7 +228,7 @@ class Meeting {
       std::vector<pollfd> fds{{listener.fd(), POLLIN, 0}};
       for (const Socket& stranger : strangers) fds.push_back({stranger.fd(), POLLIN, 0});
       for (const Socket& pidfd : pidfds_) fds.push_back({pidfd.fd(), POLLIN, 0});
-      const int ready = poll(fds.data(), fds.size(), milliseconds_until(deadline_));
+      const int ready = poll(fds.data(), fds.size(), limits_.slice());
       if (ready == -1 && errno == EINTR) continue;
       FVD_SYS_CHECK(ready, "waiting for ranks to connect");
       std::vector<Socket> remaining;
@@ -288,7 +284,7 @@ class Meeting {
   int rank_;
   const std::vector<PeerInfo>& infos_;
   const std::vector<int>& ranks_;
-  Clock::time_point deadline_;
+  JoinLimits& limits_;
   std::vector<Socket> pidfds_;
   std::vector<std::shared_ptr<Peer>> peers_;
 };
@@ -303,9 +299,11 @@ class SocketConnector : public Connector {
                                              const std::string& key_prefix, int rank,
                                              const std::vector<PeerInfo>& infos,
                                              const std::vector<int>& ranks,
-                                             Clock::time_point deadline) override {
-    return Meeting(mine, store, key_prefix, rank, infos, ranks, deadline).run(directory_);
+                                             JoinLimits& limits) override {
+    return Meeting(mine, store, key_prefix, rank, infos, ranks, limits).run(directory_);
   }
+
+  void sweep() override { sweep_private_directories(directory_); }
 
  private:
   std::string directory_;

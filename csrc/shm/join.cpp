@@ -4,6 +4,7 @@
 #include <sys/random.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <set>
 
 #include "shm/fingerprint.h"
@@ -19,26 +20,38 @@ std::uint64_t random_nonce() {
   return nonce | 1;
 }
 
+// Waiting for all ranks to come, so often is looked whether one has given up.
+constexpr std::chrono::milliseconds kRetell{250};
+
 std::string info_key(const std::string& prefix, int rank) {
   return prefix + "info/" + std::to_string(rank);
 }
 
+[[noreturn]] void throw_not_come(Store& store, const std::vector<std::string>& keys,
+                                 const std::string& where, std::chrono::milliseconds timeout) {
+  std::string absent;
+  for (std::size_t r = 0; r < keys.size(); ++r) {
+    if (!store.has(keys[r])) absent += " " + std::to_string(r);
+  }
+  throw Error(Kind::kTimeout, text("fastvideo: joining ", where, ": after ", timeout.count(),
+                                   " ms these ranks had not come:", absent));
+}
+
 /// Everybody's, once all have published. @throws kTimeout naming the ranks that did not come.
 std::vector<PeerInfo> gather_infos(Store& store, const std::string& prefix, int size,
-                                   const std::string& where, std::chrono::milliseconds timeout) {
+                                   const std::string& where, std::chrono::milliseconds timeout,
+                                   JoinLimits& limits) {
   std::vector<std::string> keys;
   for (int r = 0; r < size; ++r) keys.push_back(info_key(prefix, r));
   std::vector<std::string> values;
-  try {
-    values = store.wait_for(keys, timeout);
-  } catch (const Error& error) {
-    if (error.kind() != Kind::kTimeout) throw;
-    std::string absent;
-    for (int r = 0; r < size; ++r) {
-      if (!store.has(keys[static_cast<std::size_t>(r)])) absent += " " + std::to_string(r);
+  while (values.empty()) {
+    try {
+      values = store.wait_for(keys, std::chrono::milliseconds(limits.slice(kRetell)));
+    } catch (const Error& error) {
+      if (error.kind() != Kind::kTimeout) throw;
+      limits.look();
+      if (Clock::now() >= limits.deadline) throw_not_come(store, keys, where, timeout);
     }
-    throw Error(Kind::kTimeout, text("fastvideo: joining ", where, ": after ", timeout.count(),
-                                     " ms these ranks had not come:", absent));
   }
   std::vector<PeerInfo> infos;
   for (int r = 0; r < size; ++r) {
@@ -68,6 +81,32 @@ void check_infos(const std::vector<PeerInfo>& infos, int rank, const std::string
   }
 }
 
+/// What a rank that gives up says to those it shares no memory with yet; the first word stays. An
+/// entry that nobody reads again: the next joining has other keys.
+void tell_others(Store& store, const std::string& key, Kind kind, const std::string& reason) {
+  try {
+    if (store.has(key)) return;
+    store.set(key, std::to_string(static_cast<int>(kind)) + " " + reason.substr(0, 2000));
+  } catch (const Error&) {  // without the store they have their deadline
+  }
+}
+
+/// Throws what a rank that gave up has said, if one has.
+void listen_to_others(Store& store, const std::string& key, const std::string& where) {
+  std::string word;
+  try {
+    if (store.has(key)) word = store.wait_for({key}, std::chrono::seconds(1)).at(0);
+  } catch (const Error&) {  // a store that went with a rank which is through says nothing
+  }
+  if (word.empty()) return;
+  // From outside: the kind is one of ours or kAborted, the rest is text.
+  const int number = std::atoi(word.c_str());
+  const bool ours = number >= 0 && number <= static_cast<int>(Kind::kLibrary);
+  const std::string reason = word.substr(std::min(word.find(' '), word.size() - 1) + 1);
+  throw RelayedError(ours ? static_cast<Kind>(number) : Kind::kAborted,
+                     text("fastvideo: joining ", where, ": ", reason), reason);
+}
+
 std::uint64_t epoch_of(const std::vector<PeerInfo>& infos) {
   std::uint64_t epoch = infos.size();
   for (const PeerInfo& info : infos) epoch = mix(epoch, info.nonce);
@@ -89,31 +128,52 @@ std::unique_ptr<Group> Group::join(std::shared_ptr<Domain> domain, Store& store,
     group->meet(store, size);
   } catch (const Error& error) {
     group->break_with(error);
+    group->domain_->sweep();
     throw;
   } catch (...) {  // Ctrl-C, or no memory: the others need not wait for this rank
     group->break_with(Kind::kAborted, text("rank ", rank, " gave up joining"));
+    group->domain_->sweep();
     throw;
   }
   return group;
 }
 
 void Group::meet(Store& store, int size) {
-  const auto deadline = Clock::now() + options_.timeout;
-  const std::string where = text("group \"", options_.name, "\" as rank ", rank_, " of ", size);
   // Ranks come in step, so the number of their joinings under this name agrees; keys of an earlier
   // one on the same store are never read.
   const auto generation = store.add("shm/joinings/" + std::to_string(rank_), 1);
   const std::string prefix = "shm/" + std::to_string(generation) + "/";
+  const std::string gave_up = prefix + "gave_up";
+  const std::string where = text("group \"", options_.name, "\" as rank ", rank_, " of ", size);
+  JoinLimits limits{Clock::now() + options_.timeout, [&] {
+                      if (options_.interrupt != nullptr) (*options_.interrupt)();
+                      listen_to_others(store, gave_up, where);
+                    }};
+  const std::string who = text("rank ", rank_, " gave up");
+  try {
+    meet(store, size, prefix, where, limits);
+  } catch (const RelayedError&) {
+    throw;
+  } catch (const Error& error) {
+    tell_others(store, gave_up, error.kind(), text(who, ": ", error.what()));
+    throw;
+  } catch (...) {
+    tell_others(store, gave_up, Kind::kAborted, text(who, ": it was interrupted"));
+    throw;
+  }
+}
 
+void Group::meet(Store& store, int size, const std::string& prefix, const std::string& where,
+                 JoinLimits& limits) {
   PeerInfo own = domain_->describe();
   own.nonce = random_nonce();
   own.rank = static_cast<std::uint64_t>(rank_);
   own.size = static_cast<std::uint64_t>(size);
   own.slot = slot_index_;
   store.set(info_key(prefix, rank_), own.serialize());
-  const auto infos = gather_infos(store, prefix, size, where, options_.timeout);
+  const auto infos = gather_infos(store, prefix, size, where, options_.timeout, limits);
   check_infos(infos, rank_, where);
-  const auto peers = domain_->peers_of(store, prefix, rank_, infos, deadline);
+  const auto peers = domain_->peers_of(store, prefix, rank_, infos, limits);
 
   one_shot_bytes_ = own.one_shot_bytes;
   pipeline_bytes_ = own.pipeline_bytes;
@@ -137,13 +197,13 @@ void Group::meet(Store& store, int size) {
   slot_->state.epoch.store(epoch_, std::memory_order_seq_cst);
   slot_->state.code.store(State::kActive, std::memory_order_seq_cst);
   ring_everybody();
-  wait_all_active(where, deadline);
+  wait_all_active(where, limits);
   all_joined_ = true;
   // Everybody has read them: whoever is active has.
-  store.remove(info_key(prefix, rank_));
+  remove_if_possible(store, info_key(prefix, rank_));
 }
 
-void Group::wait_all_active(const std::string& where, Clock::time_point deadline) {
+void Group::wait_all_active(const std::string& where, JoinLimits& limits) {
   const auto joined = [this](int rank) {
     const State& state = member(rank).slot->state;
     const auto code = state.code.load(std::memory_order_seq_cst);
@@ -159,9 +219,10 @@ void Group::wait_all_active(const std::string& where, Clock::time_point deadline
         if (other == rank_) continue;
         check_rank(other, [&] { return joined(other); }, "joining " + where);
       }
-      FVD_CHECK(Clock::now() < deadline, kTimeout, "fastvideo: joining ", where, ": ",
+      limits.look();
+      FVD_CHECK(Clock::now() < limits.deadline, kTimeout, "fastvideo: joining ", where, ": ",
                 describe_member(r), " did not finish joining in ", options_.timeout.count(), " ms");
-      return deadline - Clock::now();
+      return limits.deadline - Clock::now();
     });
   }
 }

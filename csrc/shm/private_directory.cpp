@@ -41,9 +41,10 @@ void remove_directory(const std::string& path) noexcept {
 /// made one.
 std::string our_prefix() { return text(kPrefix, geteuid(), "-", pid_namespace(), "-"); }
 
-/// Removes what processes of ours that were killed while joining have left. Names carry pid and
-/// start time.
-void sweep(const std::string& parent) {
+}  // namespace
+
+// Names carry pid and start time.
+void sweep_private_directories(const std::string& parent) {
   DIR* folder = opendir(parent.c_str());
   if (folder == nullptr) return;
   const std::string ours = our_prefix();
@@ -59,10 +60,8 @@ void sweep(const std::string& parent) {
   closedir(folder);
 }
 
-}  // namespace
-
 PrivateDirectory::PrivateDirectory(const std::string& parent) {
-  sweep(parent);
+  sweep_private_directories(parent);
   std::string pattern =
       text(parent, "/", our_prefix(), getpid(), "-", start_time(getpid()), "-XXXXXX");
   FVD_CHECK(pattern.size() + sizeof("/socket") < sizeof(sockaddr_un::sun_path), kSystem,

@@ -1,6 +1,6 @@
 // The folder two processes of one user meet in: mode 0700, a secret only that user can read, one
 // socket. It exists while a group is joined and is removed on every way out; what a killed process
-// leaves behind is removed by the next one.
+// leaves behind is removed by those who joined with it, or else by the next who joins.
 #pragma once
 
 #include <array>
@@ -26,6 +26,9 @@ class PrivateDirectory {
   std::string path_;
   Secret secret_{};
 };
+
+/// Removes what processes of this user that were killed while joining have left below `parent`.
+void sweep_private_directories(const std::string& parent);
 
 /// Read by the connecting side, which got `path` from the store and trusts nothing about it: folder
 /// and file must be ours and nobody else's to open, and no symbolic link. @throws Error(kSystem)

@@ -79,7 +79,11 @@ std::string Group::last_finished(int rank) const {
   if (line.sequence.load(std::memory_order_acquire) != completed) {
     return text("last finished: seq ", completed);
   }
-  return text("last finished: ", describe(line.record), " seq ", completed);
+  const Record record = line.record;
+  // The rank takes this line again once it has completed the next collective: what was copied may
+  // then be half of another record. Pairs with the store in finish.
+  const bool whole = slot.progress.completed.load(std::memory_order_seq_cst) == completed;
+  return text("last finished: ", whole ? describe(record) + " " : "", "seq ", completed);
 }
 
 std::vector<int> Group::missing_ranks() const {

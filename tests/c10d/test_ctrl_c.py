@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -12,7 +15,49 @@ from fresh import fresh_ranks
 from rank_process import Control
 
 
+def wait_until_inside(thread: threading.Thread, function: str) -> None:
+    """Until `function` is what the thread runs, or has called something native from."""
+    while True:
+        frame = sys._current_frames().get(thread.ident or 0)
+        if frame is not None and frame.f_code.co_name == function:
+            return
+        time.sleep(0.001)
+
+
+def tell_when_inside(control: Control, thread: threading.Thread, function: str) -> None:
+    wait_until_inside(thread, function)
+    control.reached("waiting")
+
+
+def wait_beside_another_thread(tensor: torch.Tensor) -> None:
+    """An all_reduce while one of another thread has the group's turn."""
+    thread = threading.Thread(target=dist.all_reduce, args=(tensor.clone(),), daemon=True)
+    thread.start()
+    wait_until_inside(thread, "all_reduce")
+    dist.all_reduce(tensor)
+
+
+def wait_for_the_second(tensor: torch.Tensor) -> None:
+    """Whoever waits for the second call may have to run the first: it is not that one's Ctrl-C."""
+    first = dist.all_reduce(tensor.clone(), async_op=True)
+    second = dist.all_reduce(tensor, async_op=True)
+    try:
+        second.wait()
+    finally:
+        dist.group.WORLD._get_backend(torch.device("cpu")).abort()
+        with pytest.raises(dist.DistBackendError):
+            first.wait()
+
+
 def wait_for_ever(control: Control, call: str) -> None:
+    if call == "init" and control.rank == 1:
+        control.wait_for("join in")
+        control.init(timeout_s=5)
+        return
+    if call == "init":
+        main = threading.main_thread()
+        tell = threading.Thread(target=tell_when_inside, args=(control, main, "create_backend"))
+        tell.start()
     control.init()
     dist.barrier()
     if control.rank == 1:
@@ -27,11 +72,26 @@ def wait_for_ever(control: Control, call: str) -> None:
         dist.barrier()
     elif call == "recv":
         dist.recv(tensor, 1)
+    elif call == "beside another thread's":
+        wait_beside_another_thread(tensor)
+    elif call == "another's turn":
+        wait_for_the_second(tensor)
     else:
         dist.all_reduce(tensor, async_op=True).wait()
 
 
-@pytest.mark.parametrize("call", ["all_reduce", "barrier", "recv", "work.wait"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "init",
+        "all_reduce",
+        "barrier",
+        "recv",
+        "work.wait",
+        "beside another thread's",
+        "another's turn",
+    ],
+)
 def test_a_waiting_rank_can_be_interrupted(call: str) -> None:
     with fresh_ranks(wait_for_ever, 2, call=call) as ranks:
         ranks.wait_until("waiting", [0])

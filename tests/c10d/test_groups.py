@@ -154,7 +154,9 @@ def check_use_after_destroy(rank: int, world_size: int) -> list[str]:
 def test_a_destroyed_group_says_so() -> None:
     for texts in run_ranks(check_use_after_destroy, 2):
         assert len(texts) == 2, texts
+        assert texts[0].startswith("ValueError: "), texts  # torch's own: the group is unknown to it
         assert "DistBackendError" in texts[1], texts
+        assert "was destroyed; create it again" in texts[1], texts
 
 
 def check_made_in_turn(rank: int, world_size: int) -> None:

@@ -112,6 +112,7 @@ class ForkedHandshake : public test::ForkedTest {
       const auto communicator = rank.join(held, test::group_options());
       communicator->barrier({});
       const std::size_t after = test::open_descriptors();
+      communicator->barrier({});  // nobody ends before: looking into a death opens a file of /proc
       test::demand(after <= before + 1, text(before, " descriptors became ", after));
       return "";
     });
@@ -253,6 +254,7 @@ TEST_F(ForkedHandshake, AListeningRankDiesBeforeItAnswers) {
   usleep(100 * 1000);  // rank 0 has connected and said hello
   const auto killed = ranks.signal(1, SIGKILL);
   expect_lost(ranks.ending(0), text("rank 1 (pid ", ranks.pid(1), ")"), killed);
+  EXPECT_EQ(files_below(ranks.socket_directory()), 0U) << "what the dead rank left is removed";
 }
 
 TEST_F(ForkedHandshake, AConnectingRankDiesAfterItsHello) {
@@ -293,6 +295,32 @@ TEST_F(ForkedHandshake, ARankDiesThatHasConnectedWhileAnotherIsStillToCome) {
     EXPECT_TRUE(ending.threw(Kind::kPeerLost)) << ending;
     EXPECT_TRUE(ending.says(text("rank 1 (pid ", ranks.pid(1), ")"))) << ending;
   }
+}
+
+TEST_F(ForkedHandshake, ARankThatIsInterruptedTellsThoseItHasNotMet) {
+  ForkedRanks ranks(2, [](ForkedRank& rank) {
+    HeldStore held(rank.store);  // rank 0 never learns where to meet
+    const std::function<void()> ctrl_c = [] { throw std::runtime_error("Ctrl-C"); };
+    GroupOptions options = test::group_options("given up", std::chrono::seconds(20));
+    if (rank.rank == 0) options.interrupt = &ctrl_c;
+    const auto ending = test::ending_of([&] {
+      rank.join(held, options);
+      return "joined";
+    });
+    rank.say("ended/" + std::to_string(rank.rank));
+    rank.await("end");  // lives on, so that its death tells nobody
+    return std::string(ending.kind ? name(*ending.kind) : "no Error") + ": " + ending.words;
+  });
+  const auto told = test::ending_of([&] {
+    ranks.store().wait_for({"say/ended/0", "say/ended/1"}, std::chrono::seconds(5));
+    return "";
+  });
+  EXPECT_TRUE(told.returned) << "within five seconds both know";
+  ranks.say("end");
+  EXPECT_EQ(ranks.ending(0).words, "no Error: Ctrl-C");
+  const auto other = ranks.ending(1);
+  EXPECT_TRUE(other.says(text(name(Kind::kAborted), ": "))) << other;
+  EXPECT_TRUE(other.says("rank 0 gave up: it was interrupted")) << other;
 }
 
 TEST_F(ForkedHandshake, ARankThatIsStoppedIsNamedWithItsState) {

@@ -56,6 +56,49 @@ TEST(Join, AMissingRankIsNamed) {
   EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(5));
 }
 
+TEST(Join, CtrlCEndsTheWaitForOthers) {
+  ThreadRanks ranks(2);
+  const std::function<void()> ctrl_c = [] { throw std::runtime_error("Ctrl-C"); };
+  GroupOptions options = test::group_options("alone", std::chrono::seconds(60));
+  options.interrupt = &ctrl_c;
+  const auto begun = std::chrono::steady_clock::now();
+  const auto endings = ranks.run([&](int rank) {
+    if (rank == 1) return "";
+    ranks.world().communicator(ranks.store(), rank, options);
+    return "joined";
+  });
+  EXPECT_EQ(endings[0].words, "Ctrl-C");
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, std::chrono::seconds(5));
+}
+
+TEST(Join, AStoreThatLeavesWithAQuickRankHarmsNobody) {
+  class LeavingStore : public test::MemoryStore {
+   public:
+    void remove(const std::string&) override { throw Error(Kind::kSystem, "the store has left"); }
+  };
+  ThreadRanks ranks(3);
+  LeavingStore store;
+  const auto endings = ranks.run([&](int rank) {
+    ranks.world().communicator(store, rank, test::group_options())->barrier({});
+    return "";
+  });
+  for (const Ending& ending : endings) EXPECT_TRUE(ending.returned) << ending;
+}
+
+TEST(Join, AWordOfGivingUpThatIsNoneOfOursIsOnlyText) {
+  ThreadRanks ranks(2);
+  for (const std::string word : {"99 x", "-1 x", "x", " ", "3", "99999999999999999999 x"}) {
+    SCOPED_TRACE(word);
+    test::MemoryStore store;
+    store.set("shm/1/gave_up", word);
+    const auto ending = test::ending_of([&] {
+      ranks.world().communicator(store, 0, test::group_options("tp", std::chrono::seconds(20)));
+      return "joined";
+    });
+    EXPECT_TRUE(ending.kind.has_value()) << ending;
+  }
+}
+
 /// Group::join of two ranks, the second of which publishes something else than it should.
 std::vector<Ending> join_with_second(const std::function<std::string(PeerInfo)>& changed) {
   class ForgingStore : public test::MemoryStore {

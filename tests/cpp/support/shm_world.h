@@ -61,11 +61,13 @@ class LocalConnector : public shm::Connector {
   std::vector<std::shared_ptr<shm::Peer>> connect(shm::Domain&, Store&, const std::string&, int,
                                                   const std::vector<shm::PeerInfo>& infos,
                                                   const std::vector<int>& ranks,
-                                                  shm::Clock::time_point) override {
+                                                  shm::JoinLimits&) override {
     std::vector<std::shared_ptr<shm::Peer>> peers;
     for (int rank : ranks) peers.push_back(network_->find(infos[static_cast<std::size_t>(rank)]));
     return peers;
   }
+
+  void sweep() override {}
 
  private:
   std::shared_ptr<LocalNetwork> network_;
