@@ -111,20 +111,12 @@ std::size_t Domain::take_slot() {
   words.progress.reduced.store(0, std::memory_order_relaxed);
   words.progress.consumed.store(0, std::memory_order_relaxed);
   words.progress.completed.store(0, std::memory_order_relaxed);
-  if ((reserved_[index] & (1U << static_cast<unsigned>(Staging::kOutbox))) != 0)
-    clear_outbox(index);
+  // Closed before anything in it changes: who still looks at the outbox sees that it is not the one
+  // he knows (Mailbox::refresh).
+  words.state.outbox.store(0, std::memory_order_seq_cst);
   words.state.epoch.store(0, std::memory_order_relaxed);
   words.state.code.store(State::kJoining, std::memory_order_seq_cst);
   return index;
-}
-
-/// Receipts of an earlier group must not be taken for receipts of the next.
-void Domain::clear_outbox(std::size_t index) noexcept {
-  auto* outbox = reinterpret_cast<Outbox*>(data() + layout_.outbox_offset(index));
-  for (Envelope& envelope : outbox->envelopes) envelope.posted.store(0, std::memory_order_relaxed);
-  for (auto& of_rank : outbox->receipts) {
-    for (auto& receipt : of_rank) receipt.store(0, std::memory_order_relaxed);
-  }
 }
 
 void Domain::return_slot(std::size_t slot, std::function<bool()> drained) {
@@ -153,16 +145,18 @@ void Domain::reserve(std::size_t slot, Staging part) {
       offset = layout_.pipeline_offset(slot);
       bytes = layout_.pipeline_bytes;
       break;
-    case Staging::kOutbox:
-      offset = layout_.outbox_offset(slot);
-      bytes = Layout::kOutboxBytes;
-      break;
   }
   std::lock_guard lock(mutex_);
   const auto bit = static_cast<unsigned char>(1U << static_cast<unsigned>(part));
   if ((reserved_[slot] & bit) != 0) return;
   self_->data_segment.reserve(offset, bytes);
   reserved_[slot] |= bit;
+}
+
+void Domain::reserve_outbox(std::size_t slot, std::size_t offset, std::size_t bytes) {
+  const std::size_t begin = (layout_.outbox_offset(slot) + offset) / kPageBytes * kPageBytes;
+  const std::size_t end = to_pages(layout_.outbox_offset(slot) + offset + bytes);
+  self_->data_segment.reserve(begin, end - begin);
 }
 
 bool Domain::core_for_each(std::size_t ranks) {

@@ -84,8 +84,11 @@ class Domain {
 
   /// Makes staging memory of a slot safe to write. Costs nothing the second time.
   /// @throws Error(kSystem) with the numbers.
-  enum class Staging { kOneShot, kPipeline, kOutbox };
+  enum class Staging { kOneShot, kPipeline };
   void reserve(std::size_t slot, Staging part);
+
+  /// The same for the pages around a part of a slot's outbox; for whoever knows which are reserved.
+  void reserve_outbox(std::size_t slot, std::size_t offset, std::size_t bytes);
 
   /// The peers of a group, one per rank, in order; new ones are connected first. infos[rank] is
   /// ours.
@@ -116,7 +119,6 @@ class Domain {
   void wake_own_threads() noexcept;
   std::shared_ptr<Peer> known(const PeerInfo& info);
   void collect_drained();
-  void clear_outbox(std::size_t index) noexcept;
 
   DomainOptions options_;
   Layout layout_;

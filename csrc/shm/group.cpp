@@ -74,15 +74,25 @@ std::byte* Group::pipeline() {
   return domain_->data() + domain_->layout().pipeline_offset(slot_index_);
 }
 
-Outbox* Group::outbox() {
-  domain_->reserve(slot_index_, Domain::Staging::kOutbox);
-  return reinterpret_cast<Outbox*>(domain_->data() + domain_->layout().outbox_offset(slot_index_));
+Outbox* Group::open_outbox() {
+  auto* outbox =
+      reinterpret_cast<Outbox*>(domain_->data() + domain_->layout().outbox_offset(slot_index_));
+  const auto ranks = static_cast<std::size_t>(size());
+  domain_->reserve_outbox(slot_index_, offsetof(Outbox, pairs), ranks * sizeof(PairWords));
+  for (std::size_t r = 0; r < ranks; ++r) {
+    PairWords& pair = outbox->pairs[r];
+    for (auto* word : {&pair.written, &pair.read, &pair.matched, &pair.laid, &pair.taken}) {
+      word->store(0, std::memory_order_seq_cst);
+    }
+  }
+  // Release: pairs with Mailbox::refresh; before this nobody touches the memory.
+  slot_->state.outbox.store(epoch_, std::memory_order_seq_cst);
+  return outbox;
 }
 
-void Group::ring_transfer() {
-  for (const Member& member : members_) {
-    if (member.slot != slot_) ring(member.bells->transfer);
-  }
+void Group::reserve_outbox(const std::byte* begin, std::size_t bytes) {
+  const std::byte* outbox = domain_->data() + domain_->layout().outbox_offset(slot_index_);
+  domain_->reserve_outbox(slot_index_, static_cast<std::size_t>(begin - outbox), bytes);
 }
 
 void Group::ring_collective() {

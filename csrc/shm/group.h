@@ -89,8 +89,10 @@ class Group {
   const std::byte* one_shot(int rank) const { return member(rank).one_shot(parity_); }
   std::byte* pipeline();
 
-  /// This rank's outbox for transfers, reserved.
-  Outbox* outbox();
+  /// This rank's outbox for transfers: the words reserved and at zero, which the others learn.
+  Outbox* open_outbox();
+  /// Makes a part of it safe to write. @throws Error(kSystem)
+  void reserve_outbox(const std::byte* begin, std::size_t bytes);
   Bells& own_bells() noexcept { return *domain_->self()->bells(slot_index_); }
 
   void announce();
@@ -143,7 +145,6 @@ class Group {
   std::string describe_member(int rank) const;  // "rank 2 (pid 8812)"
 
   void ring_collective();
-  void ring_transfer();
   void ring_everybody() noexcept;
 
  private:

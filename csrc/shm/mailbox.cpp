@@ -1,46 +1,27 @@
 #include "shm/mailbox.h"
 
-#include <pthread.h>
-#include <signal.h>
-
 #include <algorithm>
 
+#include "shm/match_table.h"
 #include "shm/transfer_item.h"
 
 namespace fvd::shm {
-namespace {
-
-// How long a transfer nobody waits for is left to its owner before the mailbox's own thread takes
-// it on: most are waited for at once, and a second driver would only be in the way.
-constexpr std::chrono::milliseconds kLeaveToOwner{1};
-
-}  // namespace
-
 class Mailbox::Handle : public Transfer {
  public:
-  Handle(std::shared_ptr<Mailbox> mailbox, std::shared_ptr<Item> item)
+  Handle(std::shared_ptr<Mailbox> mailbox, std::shared_ptr<TransferItem> item)
       : mailbox_(std::move(mailbox)), item_(std::move(item)) {}
 
   ~Handle() override {
-    if (!mailbox_->domain_->usable()) {
+    if (mailbox_->domain_->usable()) {
+      mailbox_->give_up(item_);
+    } else {
       forget(std::move(mailbox_));
-      return;
     }
-    std::lock_guard lock(mailbox_->mutex_);
-    if (item_->done) return;
-    // The memory is about to go away under a transfer that is half done.
-    if (item_->envelope != -1) {
-      mailbox_->fail_locked(
-          Error(Kind::kAborted, mailbox_->describe(*item_) + " was given up half way"));
-    }
-    item_->done = item_->settled = true;
-    mailbox_->items_.remove(item_);
   }
 
   bool done() override {
     std::lock_guard lock(mailbox_->mutex_);
-    if (!item_->done) mailbox_->drive_locked();
-    return item_->done;
+    return mailbox_->poll_locked(*item_);
   }
 
   void wait(const Call& call) override { mailbox_->wait(item_, call); }
@@ -52,11 +33,17 @@ class Mailbox::Handle : public Transfer {
 
  private:
   std::shared_ptr<Mailbox> mailbox_;
-  std::shared_ptr<Item> item_;
+  std::shared_ptr<TransferItem> item_;
 };
 
 Mailbox::Mailbox(Group& group)
-    : group_(group), domain_(group.shared_domain()), own_(group.outbox()) {}
+    : group_(group),
+      domain_(group.shared_domain()),
+      own_(group.open_outbox()),
+      links_(static_cast<std::size_t>(group.size())),
+      table_(std::make_unique<MatchTable>(group.size())) {
+  for (std::size_t r = 0; r < links_.size(); ++r) links_[r].peer = static_cast<int>(r);
+}
 
 Mailbox::~Mailbox() { close(); }
 
@@ -66,14 +53,9 @@ void Mailbox::close() noexcept {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
-    const auto error = std::make_exception_ptr(
+    end_all(std::make_exception_ptr(
         Error(Kind::kAborted,
-              "fastvideo: the process group was destroyed while a transfer was under way"));
-    for (const auto& item : items_) {
-      if (!item->done) item->error = error;
-      item->done = item->settled = true;
-    }
-    items_.clear();
+              "fastvideo: the process group was destroyed while a transfer was under way")));
   }
   changed_.notify_all();
   ring_always(group_.own_bells().transfer);
@@ -83,7 +65,6 @@ void Mailbox::close() noexcept {
 
 std::unique_ptr<Transfer> Mailbox::send(ConstBlock data, DataType type, int destination, int tag) {
   auto sending = std::make_shared<Sending>();
-  sending->what = Item::What::kSend;
   sending->type = type;
   sending->bytes = data.bytes();
   sending->peer = destination;
@@ -95,7 +76,6 @@ std::unique_ptr<Transfer> Mailbox::send(ConstBlock data, DataType type, int dest
 
 std::unique_ptr<Transfer> Mailbox::recv(Block data, DataType type, int source, int tag) {
   auto receiving = std::make_shared<Receiving>();
-  receiving->what = Item::What::kRecv;
   receiving->type = type;
   receiving->bytes = data.bytes();
   receiving->peer = source;
@@ -105,25 +85,17 @@ std::unique_ptr<Transfer> Mailbox::recv(Block data, DataType type, int source, i
   return std::make_unique<Handle>(shared_from_this(), receiving);
 }
 
-void Mailbox::start(const std::shared_ptr<Item>& item) {
+void Mailbox::start(const std::shared_ptr<TransferItem>& item) {
   std::lock_guard lock(mutex_);
-  items_.push_back(item);
-  drive_locked();
-  if (item->settled) return;
-  if (thread_ == nullptr) {
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);  // Ctrl-C belongs to the threads that wait
-    thread_ = std::make_unique<std::thread>([this] { run(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    pthread_setname_np(thread_->native_handle(), "fastvideo-mail");
-  }
+  item->place = items_.insert(items_.end(), item);
+  begin(item);
+  if (item->done) return;
+  if (thread_ == nullptr) start_thread();
   changed_.notify_all();
 }
 
-std::string Mailbox::describe(const Item& item) const {
-  const bool send = item.what == Item::What::kSend;
+std::string Mailbox::describe(const TransferItem& item) const {
+  const bool send = item.what == TransferItem::What::kSend;
   const std::string peer = item.peer < 0 ? "any rank" : group_.describe_member(item.peer);
   return text(send ? "send(" : "recv(", name(item.type), " x ",
               item.bytes / element_size(item.type), ", tag ", item.tag, send ? ") to " : ") from ",
@@ -133,123 +105,71 @@ std::string Mailbox::describe(const Item& item) const {
 /// Everything under way fails, and the group with it.
 void Mailbox::fail_locked(const Error& cause) {
   group_.break_with(cause);
-  const auto error = std::make_exception_ptr(cause);
-  for (const auto& item : items_) {
-    if (!item->done) item->error = error;
-    item->done = item->settled = true;
-  }
+  end_all(std::make_exception_ptr(cause));
   changed_.notify_all();
 }
 
-/// Throws if the transfer cannot end any more.
-void Mailbox::check(Item& item) {
-  const auto ready = [&] { return drive_locked() || item.done; };
-  group_.check_rank(item.peer, ready, describe(item));
+/// Nothing is driven from here on: the memory of what ends here may go away at once.
+void Mailbox::end_all(const std::exception_ptr& error) {
+  failed_ = true;
+  for (Link& link : links_) {
+    link.queued.clear();
+    link.announced.clear();
+    link.leaving.clear();
+    link.coming.clear();
+  }
+  table_->clear();
+  for (const auto& item : items_) {
+    item->error = error;
+    item->done = true;
+  }
+  items_.clear();
 }
 
-void Mailbox::wait(const std::shared_ptr<Item>& item, const Call& call) {
-  Clock::time_point deadline{};
-  std::unique_lock lock(mutex_);
-  if (item->done) {  // the group may be gone by now
-    if (item->error) std::rethrow_exception(item->error);
+/// The owner lets go of a transfer, and with it of the memory.
+void Mailbox::give_up(const std::shared_ptr<TransferItem>& item) {
+  std::lock_guard lock(mutex_);
+  if (item->done) return;
+  if (item->begun) {
+    fail_locked(Error(Kind::kAborted, describe(*item) + " was given up half way"));
     return;
   }
-  const auto timeout = call.timeout.count() > 0 ? call.timeout : group_.options().timeout;
-  ++drivers_;
-  Waiter waiter(group_.own_bells().transfer, group_.core_for_each(),
-                group_.domain().options().spin_us);
-  lock.unlock();
-  const auto ready = [&] {
-    std::lock_guard guard(mutex_);
-    return item->done || (drive_locked() && item->done);
-  };
-  std::exception_ptr interrupted;
-  try {
-    waiter.wait(ready, [&] {
-      const auto now = Clock::now();
-      if (deadline == Clock::time_point{}) deadline = now + timeout;
-      if (call.interrupt != nullptr && *call.interrupt) (*call.interrupt)();
-      std::lock_guard guard(mutex_);
-      if (item->done) return Clock::duration(0);
-      check(*item);
-      if (!item->done && now >= deadline) {
-        const std::vector<int> missing =
-            item->peer < 0 ? std::vector<int>{} : std::vector<int>{item->peer};
-        group_.throw_timeout(describe(*item), missing, timeout);
-      }
-      return deadline - now;
-    });
-  } catch (const Error& error) {
-    std::lock_guard guard(mutex_);
-    fail_locked(error);
-  } catch (...) {
-    interrupted = std::current_exception();
-    std::lock_guard guard(mutex_);
-    fail_locked(Error(Kind::kAborted, describe(*item) + " was interrupted"));
+  if (item->what == TransferItem::What::kSend) {
+    std::erase(link_to(item->peer).queued, item);
+  } else {
+    table_->withdraw(static_cast<const Receiving&>(*item));
   }
-  lock.lock();
-  --drivers_;
-  changed_.notify_all();
-  const std::exception_ptr error = interrupted ? interrupted : item->error;
-  lock.unlock();
-  if (error) std::rethrow_exception(error);
-}
-
-/// The mailbox's thread: drives while there is something to drive and nobody waits for it.
-void Mailbox::run() {
-  Waiter waiter(group_.own_bells().transfer, false, std::chrono::microseconds(0));
-  std::unique_lock lock(mutex_);
-  while (!stop_) {
-    const auto wanted = [&] { return stop_ || (!items_.empty() && drivers_ == 0); };
-    changed_.wait(lock, wanted);
-    if (changed_.wait_for(lock, kLeaveToOwner, [&] { return stop_ || !wanted(); })) continue;
-    lock.unlock();
-    const auto ready = [&] {
-      std::lock_guard guard(mutex_);
-      drive_locked();
-      return stop_ || !wanted();
-    };
-    waiter.wait(ready, [&] {
-      std::lock_guard guard(mutex_);
-      try {
-        for (const auto& item : std::list(items_)) {
-          if (!item->done) check(*item);
-        }
-      } catch (const Error& error) {
-        fail_locked(error);
-      }
-      return Clock::duration(std::chrono::hours(1));
-    });
-    lock.lock();
-  }
+  finish(*item);
 }
 
 std::function<bool()> Mailbox::drained(const Group& group) {
-  struct Pending {
-    std::shared_ptr<Peer> peer;
-    const Slot* slot;
-    const std::atomic<std::uint64_t>* receipt;
-    std::uint64_t done;  // the receipt's value once the receiver needs the envelope no more
+  struct Unread {
+    Member member;
+    const PairWords* answers;
+    std::uint64_t written;
+    std::uint64_t laid;
   };
-  std::vector<Pending> pending;
+  std::vector<Unread> all;
   const auto* own = reinterpret_cast<const Outbox*>(group.member(group.rank()).outbox());
-  for (std::size_t e = 0; e < Outbox::kEnvelopes; ++e) {
-    const Envelope& envelope = own->envelopes[e];
-    const std::uint64_t posted = envelope.posted.load(std::memory_order_acquire);
-    if (posted % 2 == 0) continue;
-    const auto to = static_cast<int>(envelope.address.load(std::memory_order_acquire) >> 32);
-    const Member& member = group.member(to);
-    const auto* theirs = reinterpret_cast<const Outbox*>(member.outbox());
-    const std::uint64_t all = chunks_of(envelope.bytes.load(std::memory_order_acquire));
-    pending.push_back(
-        {member.peer, member.slot, &theirs->receipts[group.rank()][e], stamp(posted / 2, all + 1)});
+  for (int r = 0; r < group.size(); ++r) {
+    const PairWords& words = own->pairs[r];
+    const std::uint64_t written = words.written.load(std::memory_order_relaxed);
+    const std::uint64_t laid = words.laid.load(std::memory_order_relaxed);
+    if (written == 0) continue;
+    const auto* theirs = reinterpret_cast<const Outbox*>(group.member(r).outbox());
+    all.push_back({group.member(r), &theirs->pairs[group.rank()], written, laid});
   }
-  return [pending, epoch = group.epoch()] {
-    return std::all_of(pending.begin(), pending.end(), [&](const Pending& p) {
-      const State& state = p.slot->state;
-      return p.receipt->load(std::memory_order_acquire) == p.done || p.peer->dead.load() ||
-             state.epoch.load(std::memory_order_acquire) != epoch ||
-             state.code.load(std::memory_order_acquire) != State::kActive;
+  return [all, epoch = group.epoch()] {
+    return std::all_of(all.begin(), all.end(), [&](const Unread& unread) {
+      const State& state = unread.member.slot->state;
+      if (unread.member.peer->dead.load() || state.epoch.load(std::memory_order_acquire) != epoch ||
+          state.code.load(std::memory_order_acquire) != State::kActive) {
+        return true;
+      }
+      // An outbox that is not open is not to be touched; its owner has read nothing yet.
+      return state.outbox.load(std::memory_order_acquire) == epoch &&
+             unread.answers->read.load(std::memory_order_acquire) == unread.written &&
+             unread.answers->taken.load(std::memory_order_acquire) == unread.laid;
     });
   };
 }

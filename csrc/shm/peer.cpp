@@ -10,7 +10,7 @@ namespace fvd::shm {
 namespace {
 
 // Changes whenever PeerInfo, Slot, Layout, the outbox or the meaning of a word in them changes.
-constexpr char kMagic[] = "fvd-shm-1";
+constexpr char kMagic[] = "fvd-shm-2";
 constexpr std::size_t kMaxConnected = 4096;
 constexpr std::size_t kMaxBootId = 64;
 

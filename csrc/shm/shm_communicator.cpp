@@ -222,7 +222,12 @@ class ShmCommunicator final : public Communicator {
 
   Mailbox& mailbox() {
     group_->check_usable();
-    std::call_once(mailbox_once_, [&] { mailbox_ = std::make_shared<Mailbox>(*group_); });
+    try {
+      std::call_once(mailbox_once_, [&] { mailbox_ = std::make_shared<Mailbox>(*group_); });
+    } catch (const Error& error) {  // no memory for the outbox: the peer must not wait for us
+      group_->break_with(error);
+      throw;
+    }
     return *mailbox_;
   }
 

@@ -5,7 +5,9 @@
 // segment, which peers may write, and hold nothing anybody relies on but being woken.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -68,36 +70,67 @@ struct alignas(kLineBytes) State {
   std::atomic<std::uint32_t> code;   // released after the fields below
   std::uint32_t kind;                // fvd::Kind of the error
   std::int64_t broken_at;            // the first collective this rank will not complete
-  char reason[616];                  // zero-terminated
+  std::atomic<std::uint64_t>
+      outbox;        // epoch of the group for which the outbox is open; 0: it is not
+  char reason[608];  // zero-terminated
 };
 
-/// One message under way, in the sender's outbox. Written by the sender; the receiver answers in
-/// its own Receipts. A generation is one use of the envelope.
-struct alignas(kLineBytes) Envelope {
-  std::atomic<std::uint64_t>
-      posted;  // 2 * generation + 1 while it holds a message, else 2 * generation
-  std::atomic<std::uint64_t> address;  // destination << 32 | tag
-  std::atomic<std::uint64_t>
-      order;  // of the sender's messages to anybody: first sent, first received
-  std::atomic<std::uint64_t> bytes;
-  std::atomic<std::uint64_t> type;  // DataType
-  std::atomic<std::uint64_t>
-      written;  // generation << 32 | chunks laid into the two halves of its buffer
+/// A rank's words about its messages to and from one other rank. They count bytes since the group
+/// began and only grow. Those for rank r lie in Outbox::pairs[r]; r answers in its own outbox, in
+/// the words for this rank.
+struct alignas(kLineBytes) PairWords {
+  std::atomic<std::uint64_t> written;  // records laid into the ring towards that rank
+  std::atomic<std::uint64_t> read;     // records read out of that rank's ring towards this one
+  std::atomic<std::uint64_t> matched;  // of these, records of whole messages with their receive
+  std::atomic<std::uint64_t> laid;     // bytes laid into the lane towards that rank
+  std::atomic<std::uint64_t> taken;    // bytes taken out of that rank's lane towards this one
 };
-static_assert(sizeof(Envelope) == kLineBytes);
+static_assert(sizeof(PairWords) == kLineBytes);
+
+/// What a ring holds, each at a multiple of kRecordAlign.
+struct MessageRecord {
+  enum Kind : std::uint32_t {
+    kWhole = 1,  // a message; its bytes follow
+    kAnnounced,  // a message whose bytes come through the lane once they are wanted
+    kWanted,     // from the receiver: the message `number` has its receive
+  };
+  std::uint32_t kind;
+  std::int32_t tag;
+  std::uint64_t number;  // of the sender's announced messages to that rank
+  std::uint64_t bytes;
+  std::uint64_t type;  // DataType
+};
+inline constexpr std::size_t kRecordAlign = 64;
+static_assert(sizeof(MessageRecord) == 32, "a record and a small message share a line");
 
 /// What goes between two ranks beside the collectives; in the staging memory of each. See
-/// mailbox.h.
+/// mailbox.h. Each other rank has an equal share of the rings and lanes, whose size follows from
+/// the size of the group; a share is memory once something is sent to that rank.
 struct Outbox {
-  static constexpr std::size_t kEnvelopes = 16;
-  static constexpr std::size_t kChunkBytes = 32 << 10;
+  static constexpr std::size_t kRingsBytes = 1 << 20;
+  static constexpr std::size_t kLanesBytes = 4 << 20;
 
-  Envelope envelopes[kEnvelopes];
-  // receipts[s][e]: generation << 32 | chunks this rank has taken out of envelope e of rank s; all
-  // chunks and one more once it is done with the message.
-  std::atomic<std::uint64_t> receipts[kMaxRanks][kEnvelopes];
-  alignas(kPageBytes) std::byte chunks[kEnvelopes][2][kChunkBytes];
+  PairWords pairs[kMaxRanks];
+  alignas(kPageBytes) std::byte rings[kRingsBytes];
+  alignas(kPageBytes) std::byte lanes[kLanesBytes];
+
+  static constexpr std::size_t ring_bytes(std::size_t ranks) {
+    return std::min<std::size_t>(128 << 10, std::bit_floor(kRingsBytes / ranks));
+  }
+  static constexpr std::size_t lane_bytes(std::size_t ranks) {
+    return std::min<std::size_t>(512 << 10, std::bit_floor(kLanesBytes / ranks));
+  }
+  /// The most a message may have to lie in the ring as a whole.
+  static constexpr std::size_t whole_bytes(std::size_t ranks) {
+    return ring_bytes(ranks) / 4 - sizeof(MessageRecord);
+  }
+  /// The lane is filled and emptied in parts of this size, so that both sides work at once.
+  static constexpr std::size_t part_bytes(std::size_t ranks) {
+    return std::min<std::size_t>(64 << 10, lane_bytes(ranks) / 4);
+  }
 };
+static_assert(Outbox::ring_bytes(kMaxRanks) % kPageBytes == 0 &&
+              Outbox::lane_bytes(kMaxRanks) % kPageBytes == 0);
 
 /// One group's words of one rank, in the rank's data segment.
 struct Slot {

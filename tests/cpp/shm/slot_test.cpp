@@ -41,8 +41,20 @@ TEST(Layout, WordsOfDifferentWritersShareNoLine) {
   EXPECT_EQ(sizeof(Slot) % kLineBytes, 0U);
   EXPECT_EQ(offsetof(Slot, progress) % kLineBytes, 0U);
   EXPECT_EQ(offsetof(Slot, state) % kLineBytes, 0U);
-  EXPECT_EQ(offsetof(Outbox, chunks) % kPageBytes, 0U);
+  EXPECT_EQ(offsetof(Outbox, rings) % kPageBytes, 0U);
+  EXPECT_EQ(offsetof(Outbox, lanes) % kPageBytes, 0U);
   EXPECT_EQ(sizeof(Bell), 64U);
+}
+
+TEST(Layout, EveryRankHasItsShareOfAnOutbox) {
+  for (std::size_t ranks = 1; ranks <= kMaxRanks; ++ranks) {
+    EXPECT_LE(ranks * Outbox::ring_bytes(ranks), Outbox::kRingsBytes);
+    EXPECT_LE(ranks * Outbox::lane_bytes(ranks), Outbox::kLanesBytes);
+    EXPECT_EQ(Outbox::ring_bytes(ranks) % kPageBytes, 0U);
+    EXPECT_EQ(Outbox::lane_bytes(ranks) % Outbox::part_bytes(ranks), 0U);
+    EXPECT_EQ(Outbox::part_bytes(ranks) % kRecordAlign, 0U);
+    EXPECT_GE(Outbox::whole_bytes(ranks), 512U);
+  }
 }
 
 TEST(Layout, ALineHoldsAllThatASmallCollectiveNeeds) {
