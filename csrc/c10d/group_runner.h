@@ -10,6 +10,7 @@
 #include <string>
 
 #include "c10d/host.h"
+#include "c10d/poller.h"
 #include "c10d/worker.h"
 #include "comm/communicator.h"
 #include "comm/error.h"
@@ -53,9 +54,9 @@ class GroupRunner : public std::enable_shared_from_this<GroupRunner> {
   /// wait before it has run.
   void run(const Body& body, std::chrono::milliseconds timeout);
 
-  /// Runs `task`, which may block on transfers but must not throw, on a thread beside the
-  /// collectives. False after close().
-  [[nodiscard]] bool run_aside(std::function<void()> task) { return aside_.push(std::move(task)); }
+  /// Asks `step` on a thread beside the collectives until it returns true; see Poller. False after
+  /// close().
+  [[nodiscard]] bool poll_aside(std::function<bool()> step) { return aside_.push(std::move(step)); }
 
   /// For sends and receives. Valid as long as the pointer is held, also after close().
   std::shared_ptr<Communicator> communicator() const;
@@ -102,7 +103,7 @@ class GroupRunner : public std::enable_shared_from_this<GroupRunner> {
 
   std::timed_mutex order_;                 // held while a collective runs
   Worker collectives_{"fastvideo-calls"};  // asynchronous collectives, in order
-  Worker aside_{"fastvideo-aside"};        // waits for transfers nobody else waits for
+  Poller aside_{"fastvideo-aside"};        // completes transfers nobody waits for
 };
 
 }  // namespace fvd::c10d_

@@ -19,6 +19,9 @@ struct TransferWork::State {
   TensorView view;                             // keeps the memory
   std::shared_ptr<GroupRunner> runner;
   std::chrono::milliseconds timeout;
+  bool sends;
+  int rank;
+  Clock::time_point deadline = Clock::time_point::max();  // of poll()
 
   mutable std::mutex mutex;  // guards what follows
   bool completed = false;
@@ -38,6 +41,14 @@ struct TransferWork::State {
   void finish(Step&& step);
 
   void wait_to_the_end(const std::function<void()>* interrupt);
+
+  // True if the transfer has ended. Ends it past the deadline.
+  bool poll();
+
+  std::string title() const {
+    return text("fastvideo: ", sends ? "send" : "recv", " on group \"", runner->group(),
+                "\", rank ", rank);
+  }
 };
 
 template <typename Step>
@@ -82,6 +93,33 @@ void TransferWork::State::wait_to_the_end(const std::function<void()>* interrupt
   });
 }
 
+bool TransferWork::State::poll() {
+  if (is_completed()) return true;
+  std::unique_lock lock(waiting, std::try_to_lock);
+  if (!lock) return false;  // somebody waits for it, who will complete it
+  if (is_completed()) return true;
+  const bool late = Clock::now() >= deadline;
+  if (!late && !transfer->done()) return false;
+  const std::function<void()> give_up = [this] {
+    throw Error(Kind::kTimeout,
+                text(title(), " was not done ", timeout.count(),
+                     " ms after its future was asked for or its work was dropped.\nGroup is now "
+                     "unusable; destroy_process_group() and init again."));
+  };
+  finish([&] {
+    Call call;
+    call.timeout = timeout;
+    if (late) call.interrupt = &give_up;
+    transfer->wait(call);  // returns or throws at once: it is done, or the hook throws
+  });
+  return true;
+}
+
+bool TransferWork::poll_aside() const {
+  state_->deadline = Clock::now() + state_->timeout;
+  return state_->runner->poll_aside([state = state_] { return state->poll(); });
+}
+
 TransferWork::TransferWork(int rank, ::c10d::OpType type, const char* title,
                            std::shared_ptr<GroupRunner> runner,
                            std::shared_ptr<Communicator> communicator,
@@ -95,6 +133,8 @@ TransferWork::TransferWork(int rank, ::c10d::OpType type, const char* title,
   state_->view = std::move(view);
   state_->runner = std::move(runner);
   state_->timeout = timeout;
+  state_->sends = type == ::c10d::OpType::SEND;
+  state_->rank = rank;
   state_->end_record = std::exchange(recordFunctionEndCallback_, nullptr);
 }
 
@@ -106,8 +146,7 @@ TransferWork::~TransferWork() {
   }
   try {
     if (state_.use_count() > 1) return;  // getFuture() has seen to it
-    const auto runner = state_->runner;
-    if (runner->run_aside([state = state_] { state->wait_to_the_end(nullptr); })) return;
+    if (state_->poll() || poll_aside()) return;
   } catch (...) {  // no thread to be had
   }
   // Given up here, as the state goes; the peer will learn.
@@ -142,9 +181,7 @@ bool TransferWork::wait(std::chrono::milliseconds timeout) {
     while (!isCompleted()) {
       if (Clock::now() >= end)
         C10_THROW_ERROR(DistBackendError,
-                        text("fastvideo: ", opType_ == ::c10d::OpType::SEND ? "send" : "recv",
-                             " on group \"", state_->runner->group(), "\", rank ", rank_,
-                             " is not done after the ", timeout.count(),
+                        text(state_->title(), " is not done after the ", timeout.count(),
                              " ms given to wait(); it goes on, wait() again or give more time"));
       if (interrupt != nullptr) (*interrupt)();
       std::this_thread::sleep_for(pause);
@@ -175,8 +212,7 @@ FuturePtr TransferWork::getFuture() {
     }
   }
   // Somebody must complete it even if nobody waits.
-  if (!state_->runner->run_aside([state = state_] { state->wait_to_the_end(nullptr); }))
-    state_->wait_to_the_end(nullptr);  // the group is closed: ends at once
+  if (!poll_aside()) state_->wait_to_the_end(nullptr);  // the group is closed: ends at once
   return future;
 }
 

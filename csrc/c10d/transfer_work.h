@@ -39,6 +39,10 @@ class TransferWork final : public ::c10d::Work {
 
  private:
   struct State;
+
+  /// Has the group's thread complete it. False if the group is closed.
+  bool poll_aside() const;
+
   std::shared_ptr<State> state_;
 };
 

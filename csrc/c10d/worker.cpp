@@ -1,7 +1,5 @@
 #include "c10d/worker.h"
 
-#include <pthread.h>
-
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -10,6 +8,8 @@
 #include <mutex>
 #include <thread>
 #include <utility>
+
+#include "c10d/own_thread.h"
 
 namespace fvd::c10d_ {
 
@@ -69,8 +69,7 @@ bool Worker::push(std::function<void()> task) {
   std::lock_guard lock(queue_->mutex);
   if (queue_->stopping) return false;
   if (!queue_->thread.joinable()) {
-    queue_->thread = std::thread([queue = queue_] { queue->run_until_stopped(); });
-    pthread_setname_np(queue_->thread.native_handle(), name_);
+    queue_->thread = start_own_thread(name_, [queue = queue_] { queue->run_until_stopped(); });
   }
   queue_->tasks.push_back(std::move(task));
   queue_->idle.store(false, std::memory_order_relaxed);
