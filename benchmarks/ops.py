@@ -102,6 +102,22 @@ def all_to_all_single(group: dist.ProcessGroup, size: int) -> Case:
     return Case(x.nbytes, call, expected, x)
 
 
+def isend_recv(group: dist.ProcessGroup, size: int) -> Case:
+    """Around a ring: every rank sends to the next one and receives from the one before."""
+    rank, world = group.rank(), group.size()
+    x = pattern(rank, max(1, size // 4))
+    out = torch.empty_like(x)
+
+    def call() -> Tensor:
+        sent = dist.isend(x, group=group, group_dst=(rank + 1) % world)
+        dist.recv(out, group=group, group_src=(rank - 1) % world)
+        if sent is not None:
+            sent.wait()
+        return out
+
+    return Case(x.nbytes, call, pattern((rank - 1) % world, x.numel()), x)
+
+
 def barrier(group: dist.ProcessGroup, size: int) -> Case:
     nothing = torch.empty(0)
 
@@ -157,6 +173,7 @@ OPS: dict[str, Maker] = {
     "reduce_scatter_tensor": reduce_scatter_tensor,
     "all_to_all_single": all_to_all_single,
     "broadcast": broadcast,
+    "isend_recv": isend_recv,
     "barrier": barrier,
     "all_to_all_4d": exchange,
 }

@@ -14,6 +14,7 @@ OPS = (
     "reduce_scatter_tensor",
     "all_to_all_single",
     "broadcast",
+    "isend_recv",
     "barrier",
     "all_to_all_4d",
 )

@@ -1,7 +1,11 @@
-"""The demo's attention is non-local means, computed the long way. The clip is not needed here."""
+"""The demo's attention is non-local means, computed the long way, and its ranks agree with
+one process. The clip is not needed here."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from torch.nn import functional
 
@@ -15,6 +19,8 @@ from demo.attention import (
     attend_steps,
     tokenize,
 )
+from demo.picture import save_picture
+from demo.ranks import run_alone, run_ranks
 
 SIGMA = 0.1
 SHAPE = torch.Size([2, 3, 12, 16])
@@ -68,3 +74,18 @@ def test_progress_counts_every_chunk() -> None:
     steps = []
     attend(q, k, v, lambda: steps.append(1))
     assert len(steps) == attend_steps(q.shape[1], len(HEADS))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_ranks_get_what_one_process_gets(world: int, tmp_path: Path) -> None:
+    """The demo's own path, on a clip of seconds: ranks, exchange, gathering, picture."""
+    noisy = noisy_clip()
+    alone = run_alone(noisy, SIGMA)
+    spread = run_ranks(noisy, SIGMA, world)
+    assert spread.out.shape == alone.out.shape
+    torch.testing.assert_close(spread.out, alone.out, rtol=0, atol=1e-5)
+    assert spread.exchange_fastvideo > 0
+    assert spread.exchange_gloo > 0
+    denoised = assemble(spread.out, SHAPE)
+    save_picture(tmp_path / "out" / "frames.png", {"noisy": noisy[0], "denoised": denoised[0]})
+    assert (tmp_path / "out" / "frames.png").read_bytes().startswith(b"\x89PNG")
