@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness import run_ranks
 
@@ -265,3 +266,35 @@ def check(rank: int, world_size: int, table: str) -> list[str]:
 def test_bad_input(table: str) -> None:
     for rank, wrong in enumerate(run_ranks(check, W, table=table)):
         assert not wrong, f"rank {rank}:\n" + "\n".join(wrong)
+
+
+def check_cuda_is_refused(rank: int, world_size: int) -> None:
+    """One backend serves both devices; until CUDA has a transport every call says so at once."""
+    backend = world()._get_backend(torch.device("cuda"))
+    with FakeTensorMode():  # a tensor that is on a GPU as far as anybody can ask
+        x = torch.empty(world_size, device="cuda")
+    parts = [x] * world_size
+    calls: dict[str, Callable[[], object]] = {
+        "all_reduce": lambda: backend.allreduce([x]),
+        "broadcast": lambda: backend.broadcast([x]),
+        "reduce": lambda: backend.reduce(x, root=0),
+        "all_gather": lambda: backend.allgather([parts], [x]),
+        "reduce_scatter": lambda: backend.reduce_scatter([x], [parts]),
+        "all_to_all": lambda: backend.alltoall_base(x, x, [], []),
+        "send": lambda: backend.send([x], 1 - rank, 0),
+        "recv": lambda: backend.recv([x], 1 - rank, 0),
+    }
+    for name, call in calls.items():
+        with pytest.raises(NotImplementedError) as caught:
+            call()
+        said = str(caught.value)
+        assert name in said, said
+        assert f"rank {rank}" in said, said
+        assert "is on cuda:0; CUDA comes with the NCCL transport" in said, said
+    tensor = torch.ones(3)
+    dist.all_reduce(tensor)
+    assert (tensor == float(world_size)).all(), "the group is as good as before"
+
+
+def test_cuda_tensors_are_refused_in_words() -> None:
+    run_ranks(check_cuda_is_refused, 2)
