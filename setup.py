@@ -139,7 +139,7 @@ class BdistWheel(bdist_wheel):
 
 def extension() -> Any:
     sources = [path for room in ROOMS for path in (ROOT / "csrc" / room).glob("*.cpp")]
-    sources.append(ROOT / "csrc" / "module.cpp")
+    sources += (ROOT / "csrc").glob("*.cpp")  # the bindings
     result = CppExtension(
         "fastvideo_dist._C",
         sorted(str(path.relative_to(ROOT)) for path in sources),

@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 
+#include "bind_message_queue.h"
 #include "c10d/backend.h"
 #include "c10d/host.h"
 #include "c10d/translate_errors.h"
@@ -166,5 +167,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.doc() = "The compiled part of fastvideo_dist. Use it through torch.distributed and ops.";
   fvd::bind_options(module);
   fvd::bind_backend(module);
+  fvd::bind_message_queue(module);
   module.def("build_info", &fvd::build_info);
 }

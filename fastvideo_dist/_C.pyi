@@ -1,7 +1,8 @@
 """The extension module, from csrc/module.cpp."""
 
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch._C._distributed_c10d import Backend, Store
@@ -56,6 +57,71 @@ class FastVideoBackend(Backend):
 
     def deregister_mem_pool(self, *args: object, **kwargs: object) -> None:
         """Raises RuntimeError: comes with the NCCL transport."""
+
+@final
+class Memory:
+    """Bytes with the buffer protocol, one-dimensional, and whatever keeps them alive.
+
+    Of `QueueReader.read`: the caller's own, writable, aligned to 64. Of the others: see there.
+    """
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def memory_of(tensor: torch.Tensor) -> Memory:
+    """The memory of a dense CPU tensor of any dtype and order of dimensions, in memory's order. It
+    is the tensor's own: writable, and kept by the result.
+
+    Raises:
+        ValueError: another device or layout, or strides that leave gaps.
+    """
+
+@final
+class QueueWriter:
+    """The writing end of a ring in shared memory; csrc/shm/ring.h says what it promises.
+
+    Timeouts are seconds, None for none. Calls are made by one thread at a time.
+
+    Raises:
+        ValueError: sizes that cannot be.
+        torch.distributed.DistBackendError: see docs/errors.md; here and in every call.
+    """
+
+    def __init__(self, name: str, readers: int, chunks: int, chunk_bytes: int) -> None: ...
+    @property
+    def address(self) -> bytes:
+        """What QueueReader takes, in a process of the same user and host, while this one lives."""
+
+    def write(self, parts: Sequence[Any], timeout: float | None) -> None:
+        """Sends a message: objects with the buffer protocol, contiguous. Raises TimeoutError."""
+
+    def begin_raw(self, timeout: float | None) -> Memory:
+        """A chunk of the ring itself, to be filled in place before end_raw. Raises TimeoutError."""
+
+    def end_raw(self, publish: bool) -> None: ...
+    def wait_until_ready(self, timeout: float | None) -> None:
+        """Until every reader has attached. Raises TimeoutError."""
+
+    def close(self) -> None:
+        """From any thread; calls waiting in others raise."""
+
+@final
+class QueueReader:
+    """One reading end of a ring; as QueueWriter.
+
+    Raises:
+        ValueError: a malformed or foreign address, no such reader, or one that is taken.
+    """
+
+    def __init__(self, address: bytes, reader: int) -> None: ...
+    def read(self, timeout: float | None) -> list[Memory]:
+        """The parts of the next message. Raises TimeoutError."""
+
+    def begin_raw(self, timeout: float | None) -> Memory:
+        """The next message of begin_raw in the ring itself, read-only, until end_raw."""
+
+    def end_raw(self) -> None: ...
+    def wait_until_ready(self, timeout: float | None) -> None: ...
+    def close(self) -> None: ...
 
 def build_info() -> dict[str, Any]:
     """What it was compiled with: torch, compiler, cplusplus, transports."""

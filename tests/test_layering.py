@@ -30,7 +30,15 @@ ARROWS = {
     "shm": (["shm/", "comm/"], [STANDARD, POSIX]),
     "c10d": (["c10d/", "comm/"], [STANDARD, TENSORS, C10D, THREAD_NAMES]),
     "ops": (["ops/", *DOORS, "comm/"], [STANDARD, TENSORS, OPS]),
-    "module.cpp": (["c10d/", "shm/", "comm/"], [STANDARD, POSIX, TENSORS, PYTHON]),
+    "module.cpp": (
+        ["bind_message_queue.h", "c10d/", "shm/", "comm/"],
+        [STANDARD, POSIX, TENSORS, PYTHON],
+    ),
+    "bind_message_queue.h": ([], [PYTHON]),
+    "bind_message_queue.cpp": (
+        ["bind_message_queue.h", "c10d/translate_errors.h", "shm/", "comm/"],
+        [STANDARD, TENSORS, PYTHON],
+    ),
 }
 
 # Of each module: the modules of the project it may import. A star: only for type checkers, or
@@ -50,6 +58,13 @@ IMPORTS = {
         "*fastvideo_dist._C",
     },
     "fastvideo_dist.ops": {"fastvideo_dist._compat"},
+    "fastvideo_dist.serialize": {"fastvideo_dist._compat"},
+    "fastvideo_dist._remote_queue": {"fastvideo_dist._compat", "fastvideo_dist.serialize"},
+    "fastvideo_dist.message_queue": {
+        "fastvideo_dist._compat",
+        "fastvideo_dist._remote_queue",
+        "fastvideo_dist.serialize",
+    },
 }
 FOREIGN = sys.stdlib_module_names - {"ctypes", "mmap", "fcntl"} | {"torch"}
 
