@@ -1,0 +1,71 @@
+"""Message queues over a process group: who is where, remote readers, errors on all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from fastvideo_dist import _remote_queue
+from fastvideo_dist.message_queue import MessageQueue
+from harness import run_ranks
+from python.queue_objects import objects, raised, same
+
+SOON_S = 0.05
+
+
+def over_a_group(rank: int, world: int, writer: int, remote: list[int]) -> list[Any]:
+    group = dist.group.WORLD
+    assert group is not None
+    if rank in remote:  # pretends to be on another host
+        _remote_queue.host_identity, kept = (
+            lambda: ("elsewhere", rank, 0),
+            _remote_queue.host_identity,
+        )
+    try:
+        queue = MessageQueue.create_from_process_group(group, 1 << 20, 3, writer, name="world")
+    finally:
+        if rank in remote:
+            _remote_queue.host_identity = kept
+    got = [queue.broadcast_object(obj if rank == writer else None, 30) for obj in objects()]
+    if rank != writer:
+        wait = raised(TimeoutError, lambda: queue.dequeue(SOON_S))
+        assert '"world"' in wait
+    dist.barrier()
+    if rank == writer:
+        queue.enqueue("after the timeout")
+        queue.close()
+    else:
+        assert queue.dequeue(30) == "after the timeout"
+        assert "closed" in raised(dist.DistBackendError, lambda: queue.dequeue(30))
+        queue.close()
+    dist.barrier()
+    return [same(a, b) for a, b in zip(objects(), got, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("world", "writer", "remote"),
+    [(1, 0, []), (2, 0, []), (3, 1, []), (4, 3, []), (2, 0, [1]), (3, 0, [2]), (4, 1, [0, 3])],
+)
+def test_over_a_process_group(world: int, writer: int, remote: list[int]) -> None:
+    for answer in run_ranks(over_a_group, world, writer=writer, remote=remote):
+        assert all(answer), answer
+
+
+def wrong_over_a_group(rank: int, world: int) -> list[str]:
+    group = dist.group.WORLD
+    assert group is not None
+    create = MessageQueue.create_from_process_group
+    words = [raised(ValueError, lambda: create(group, writer_rank=world))]
+    kind = ValueError if rank == 0 else dist.DistBackendError
+    words.append(raised(kind, lambda: create(group, max_chunks=0)))
+    dist.barrier()
+    return words
+
+
+def test_over_a_group_with_wrong_arguments() -> None:
+    for rank, (outside, sizes) in enumerate(run_ranks(wrong_over_a_group, 2)):
+        assert "writer_rank is 2; the group has the ranks 0 to 1" in outside
+        assert "0 chunks" in sizes
+        assert rank == 0 or "rank 0 of the group could not open its end" in sizes
