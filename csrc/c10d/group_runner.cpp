@@ -2,7 +2,9 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <future>
+#include <thread>
 #include <utility>
 
 namespace fvd::c10d_ {
@@ -18,6 +20,19 @@ unsigned current_fork_generation() noexcept {
 }
 
 constexpr std::chrono::milliseconds kCloseLimit{2000};
+
+/// Whose turn it is, while it is. Only the thread itself finds its own id there.
+class TurnOf {
+ public:
+  explicit TurnOf(std::atomic<std::thread::id>& word) : word_(word) {
+    word_.store(std::this_thread::get_id(), std::memory_order_relaxed);
+  }
+  ~TurnOf() { word_.store({}, std::memory_order_relaxed); }
+  TurnOf(const TurnOf&) = delete;
+
+ private:
+  std::atomic<std::thread::id>& word_;
+};
 
 }  // namespace
 
@@ -37,6 +52,7 @@ GroupRunner::~GroupRunner() {
   new std::shared_ptr<Communicator>(std::move(communicator_));
   collectives_.forget();
   aside_.forget();
+  callbacks_.forget();
 }
 
 bool GroupRunner::in_home_process() const noexcept {
@@ -68,12 +84,21 @@ void GroupRunner::execute(const Body& body, std::chrono::milliseconds timeout,
   Call call;
   call.timeout = timeout;
   call.interrupt = interrupt;
+  const TurnOf turn(turn_of_);
   try {
     body(*communicator, call);
   } catch (const Error& error) {
     note_failure(error.kind());
     throw;
   }
+}
+
+// The turn would never come to a call that a signal handler makes inside another one.
+void GroupRunner::check_not_inside() const {
+  FVD_CHECK(turn_of_.load(std::memory_order_relaxed) != std::this_thread::get_id(),
+            kInvalidArgument, "fastvideo: group \"", group_,
+            "\": a collective was called from inside another one on the same thread (by a signal "
+            "handler?); let that one end first");
 }
 
 // A call that gives up here has not begun on this rank, but may have on others: the group is
@@ -99,6 +124,7 @@ std::unique_lock<std::timed_mutex> GroupRunner::wait_for_turn(std::chrono::milli
 
 bool GroupRunner::try_run(const Body& body, std::chrono::milliseconds timeout) {
   check_usable();
+  check_not_inside();
   if (!collectives_.idle()) return false;
   const auto* interrupt = host_.interrupt_hook();
   const auto order = wait_for_turn(timeout, interrupt);
@@ -147,6 +173,7 @@ void GroupRunner::run_queued(Body body, std::chrono::milliseconds timeout,
 }
 
 void GroupRunner::help(const std::function<bool()>& enough) {
+  if (!enough()) check_not_inside();
   while (!enough() && collectives_.run_next()) {
   }
 }
@@ -193,17 +220,20 @@ void GroupRunner::abort(const std::string& reason) noexcept {
 
 bool GroupRunner::wait_idle(std::chrono::milliseconds limit) const {
   const auto end = std::chrono::steady_clock::now() + limit;
-  if (!collectives_.wait_idle(limit)) return false;
-  const auto left =
-      std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
-  return aside_.wait_idle(std::max(left, std::chrono::milliseconds{0}));
+  const auto left = [&] {
+    return std::max(std::chrono::milliseconds{0},
+                    std::chrono::duration_cast<std::chrono::milliseconds>(
+                        end - std::chrono::steady_clock::now()));
+  };
+  // Who asks from a call of its own is not idle itself, and waits for the others only.
+  return (collectives_.on_own_thread() || collectives_.wait_idle(left())) &&
+         (aside_.on_own_thread() || aside_.wait_idle(left())) && callbacks_.wait_idle(left());
 }
 
 void GroupRunner::close(std::chrono::milliseconds limit) noexcept {
   if (!in_home_process()) return;
   host_.run_unlocked([&] {
-    const bool on_own_thread = collectives_.on_own_thread() || aside_.on_own_thread();
-    if (!on_own_thread && !wait_idle(limit))
+    if (!wait_idle(limit))
       abort(text("destroyed while calls were under way for ", limit.count(), " ms"));
     std::shared_ptr<Communicator> communicator;
     {
@@ -212,6 +242,7 @@ void GroupRunner::close(std::chrono::milliseconds limit) noexcept {
     }
     collectives_.stop();
     aside_.stop();
+    callbacks_.stop();
   });
 }
 

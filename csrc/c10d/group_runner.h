@@ -8,7 +8,9 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 
+#include "c10d/callbacks.h"
 #include "c10d/host.h"
 #include "c10d/poller.h"
 #include "c10d/worker.h"
@@ -58,6 +60,9 @@ class GroupRunner : public std::enable_shared_from_this<GroupRunner> {
   /// close().
   [[nodiscard]] bool poll_aside(std::function<bool()> step) { return aside_.push(std::move(step)); }
 
+  /// Runs what a user hung on a future; see Callbacks.
+  void run_callbacks(std::function<void()> task) { callbacks_.run(std::move(task)); }
+
   /// For sends and receives. Valid as long as the pointer is held, also after close().
   std::shared_ptr<Communicator> communicator() const;
 
@@ -86,6 +91,7 @@ class GroupRunner : public std::enable_shared_from_this<GroupRunner> {
 
  private:
   [[noreturn]] void throw_closed() const;
+  void check_not_inside() const;
   using Interrupt = const std::function<void()>*;  // see Call::interrupt
   void execute(const Body& body, std::chrono::milliseconds timeout, Interrupt interrupt);
   void run_queued(Body body, std::chrono::milliseconds timeout,
@@ -101,9 +107,11 @@ class GroupRunner : public std::enable_shared_from_this<GroupRunner> {
   mutable std::mutex communicator_mutex_;
   std::shared_ptr<Communicator> communicator_;  // null once closed
 
+  std::atomic<std::thread::id> turn_of_;   // the thread that runs a collective
   std::timed_mutex order_;                 // held while a collective runs
   Worker collectives_{"fastvideo-calls"};  // asynchronous collectives, in order
   Poller aside_{"fastvideo-aside"};        // completes transfers nobody waits for
+  Callbacks callbacks_;                    // of their futures
 };
 
 }  // namespace fvd::c10d_

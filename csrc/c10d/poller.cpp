@@ -19,6 +19,7 @@ constexpr std::chrono::microseconds kShortest{20};
 constexpr std::chrono::microseconds kLongest{1000};
 // After a round that took long, because there are many steps, the core is left to others longer.
 constexpr int kRestFactor = 4;
+constexpr std::chrono::milliseconds kLongestRest{20};
 
 }  // namespace
 
@@ -49,7 +50,9 @@ struct Poller::Queue {
       const auto begun = Clock::now();
       const std::size_t done = steps.remove_if([](const auto& step) { return step(); });
       const auto took = Clock::now() - begun;
-      pause = std::max<Clock::duration>(done != 0 ? kShortest : pause, kRestFactor * took);
+      pause = done != 0
+                  ? kShortest
+                  : std::max(pause, std::min<Clock::duration>(kRestFactor * took, kLongestRest));
       lock.lock();
       left -= done;
       if (left == 0) changed.notify_all();

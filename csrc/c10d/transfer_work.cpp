@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -35,15 +36,18 @@ struct TransferWork::State {
     return completed;
   }
 
-  // Runs `step` on the transfer, which ends it, and keeps how it ended.
-  // The caller holds `waiting`; what interrupts the wait (Ctrl-C) passes and ends it too.
+  // Completes the future, with the user's callbacks, which may wait for anything: to be called
+  // without `waiting`. May be null.
+  using Settlement = std::function<void()>;
+
+  // Runs `step` on the transfer, which ends it, and keeps how it ended. The caller holds `waiting`.
   template <typename Step>
-  void finish(Step&& step);
+  [[nodiscard]] Settlement finish(Step&& step);
 
   void wait_to_the_end(const std::function<void()>* interrupt);
 
   // True if the transfer has ended. Ends it past the deadline.
-  bool poll();
+  bool poll(Settlement& settlement);
 
   std::string title() const {
     return text("fastvideo: ", sends ? "send" : "recv", " on group \"", runner->group(),
@@ -52,7 +56,7 @@ struct TransferWork::State {
 };
 
 template <typename Step>
-void TransferWork::State::finish(Step&& step) {
+TransferWork::State::Settlement TransferWork::State::finish(Step&& step) {
   std::exception_ptr failure;
   try {
     step();
@@ -76,48 +80,52 @@ void TransferWork::State::finish(Step&& step) {
   transfer.reset();
   communicator.reset();
   if (record) record();
-  if (to_settle) settle(to_settle, failure, {view.target.defined() ? view.target : view.memory});
+  if (!to_settle) return nullptr;
+  return [to_settle, failure, output = view.target.defined() ? view.target : view.memory] {
+    settle(to_settle, failure, {output});
+  };
 }
 
 void TransferWork::State::wait_to_the_end(const std::function<void()>* interrupt) {
   std::unique_lock lock(waiting, std::defer_lock);
-  while (!lock.try_lock_for(kInterruptInterval)) {
+  while (!is_completed() && !lock.try_lock_for(kInterruptInterval)) {
     if (interrupt != nullptr) (*interrupt)();
   }
   if (is_completed()) return;
-  finish([&] {
+  const auto settlement = finish([&] {
     Call call;
     call.timeout = timeout;
     call.interrupt = interrupt;
     transfer->wait(call);
   });
+  lock.unlock();
+  if (settlement) settlement();
 }
 
-bool TransferWork::State::poll() {
+bool TransferWork::State::poll(Settlement& settlement) {
   if (is_completed()) return true;
   std::unique_lock lock(waiting, std::try_to_lock);
   if (!lock) return false;  // somebody waits for it, who will complete it
   if (is_completed()) return true;
-  const bool late = Clock::now() >= deadline;
-  if (!late && !transfer->done()) return false;
-  const std::function<void()> give_up = [this] {
-    throw Error(Kind::kTimeout,
-                text(title(), " was not done ", timeout.count(),
-                     " ms after its future was asked for or its work was dropped.\nGroup is now "
-                     "unusable; destroy_process_group() and init again."));
-  };
-  finish([&] {
+  if (Clock::now() >= deadline) transfer->expire(timeout);
+  if (!transfer->done()) return false;
+  settlement = finish([&] {
     Call call;
     call.timeout = timeout;
-    if (late) call.interrupt = &give_up;
-    transfer->wait(call);  // returns or throws at once: it is done, or the hook throws
+    transfer->wait(call);  // done: returns or throws at once
   });
   return true;
 }
 
 bool TransferWork::poll_aside() const {
   state_->deadline = Clock::now() + state_->timeout;
-  return state_->runner->poll_aside([state = state_] { return state->poll(); });
+  return state_->runner->poll_aside([state = state_] {
+    State::Settlement settlement;
+    if (!state->poll(settlement)) return false;
+    // Not here: this thread has other transfers to ask.
+    if (settlement) state->runner->run_callbacks(std::move(settlement));
+    return true;
+  });
 }
 
 TransferWork::TransferWork(int rank, ::c10d::OpType type, const char* title,
@@ -146,7 +154,10 @@ TransferWork::~TransferWork() {
   }
   try {
     if (state_.use_count() > 1) return;  // getFuture() has seen to it
-    if (state_->poll() || poll_aside()) return;
+    State::Settlement settlement;
+    const bool done = state_->poll(settlement);
+    if (settlement) settlement();
+    if (done || poll_aside()) return;
   } catch (...) {  // no thread to be had
   }
   // Given up here, as the state goes; the peer will learn.
@@ -157,11 +168,13 @@ bool TransferWork::isCompleted() {
   std::unique_lock lock(state_->waiting, std::try_to_lock);
   if (!lock || state_->is_completed()) return state_->is_completed();
   if (!state_->transfer->done()) return false;
-  state_->finish([&] {
+  const auto settlement = state_->finish([&] {
     Call call;
     call.timeout = state_->timeout;
     state_->transfer->wait(call);  // done: returns or throws at once
   });
+  lock.unlock();
+  if (settlement) settlement();
   return true;
 }
 
@@ -211,8 +224,13 @@ FuturePtr TransferWork::getFuture() {
       return future;
     }
   }
-  // Somebody must complete it even if nobody waits.
-  if (!poll_aside()) state_->wait_to_the_end(nullptr);  // the group is closed: ends at once
+  // Somebody must complete it even if nobody waits: here, by its deadline, if nobody else can.
+  bool seen_to = false;
+  try {
+    seen_to = poll_aside();             // not in a group that is closed
+  } catch (const std::system_error&) {  // no thread to be had
+  }
+  if (!seen_to) state_->wait_to_the_end(state_->runner->host().interrupt_hook());
   return future;
 }
 

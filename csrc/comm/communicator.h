@@ -40,6 +40,10 @@ class Transfer {
   /// Blocks until done. @throws Error as the calls of Communicator do.
   virtual void wait(const Call& call) = 0;
 
+  /// Its time is up, as the caller says who only asks done(): unless it is done it fails as wait()
+  /// does when its deadline has passed, and the group breaks. `waited` is for the message.
+  virtual void expire(std::chrono::milliseconds waited) = 0;
+
   /// The sending rank; for a receive from any source it is known once done.
   virtual int source() const = 0;
 };

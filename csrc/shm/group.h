@@ -138,7 +138,11 @@ class Group {
     }
   }
   [[noreturn]] void throw_timeout(const std::string& attempt, const std::vector<int>& missing,
-                                  std::chrono::milliseconds waited);
+                                  std::chrono::milliseconds waited) const;
+  /// The same for a transfer, whose other side, `awaited`, has not done its part.
+  [[noreturn]] void throw_transfer_timeout(const std::string& attempt,
+                                           const std::vector<int>& awaited,
+                                           std::chrono::milliseconds waited) const;
 
   std::string attempt() const;  // "all_reduce(SUM, float32 x 8) seq 3 on group \"tp\" ..."
   std::string where() const;    // "group \"tp\", rank 1 of 4"

@@ -26,6 +26,8 @@ class Mailbox::Handle : public Transfer {
 
   void wait(const Call& call) override { mailbox_->wait(item_, call); }
 
+  void expire(std::chrono::milliseconds waited) override { mailbox_->expire(*item_, waited); }
+
   int source() const override {
     std::lock_guard lock(mailbox_->mutex_);
     return item_->peer;
@@ -70,8 +72,9 @@ std::unique_ptr<Transfer> Mailbox::send(ConstBlock data, DataType type, int dest
   sending->peer = destination;
   sending->tag = tag;
   sending->data = data;
+  auto handle = std::make_unique<Handle>(shared_from_this(), sending);  // first: it may throw
   start(sending);
-  return std::make_unique<Handle>(shared_from_this(), sending);
+  return handle;
 }
 
 std::unique_ptr<Transfer> Mailbox::recv(Block data, DataType type, int source, int tag) {
@@ -81,8 +84,9 @@ std::unique_ptr<Transfer> Mailbox::recv(Block data, DataType type, int source, i
   receiving->peer = source;
   receiving->tag = tag;
   receiving->data = data;
+  auto handle = std::make_unique<Handle>(shared_from_this(), receiving);  // first: it may throw
   start(receiving);
-  return std::make_unique<Handle>(shared_from_this(), receiving);
+  return handle;
 }
 
 void Mailbox::start(const std::shared_ptr<TransferItem>& item) {

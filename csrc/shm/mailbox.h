@@ -67,6 +67,8 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
 
   // mailbox_wait.cpp
   void wait(const std::shared_ptr<TransferItem>& item, const Call& call);
+  void expire(TransferItem& item, std::chrono::milliseconds waited);
+  [[noreturn]] void throw_timeout(const TransferItem& item, std::chrono::milliseconds waited) const;
   bool poll_locked(TransferItem& item);
   void check(TransferItem& item);
   void check_everybody();
@@ -86,6 +88,7 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
   bool drive(Link& link);
   void finish(TransferItem& item);
   bool refresh(const Link& link, std::uint64_t& known, Word word, std::uint64_t most) const;
+  void check_still_open(const Link& link) const;
   [[noreturn]] void throw_damaged(const Link& link, const std::string& what) const;
   Link& link_to(int rank);
   PairWords& own_pair(const Link& link);

@@ -112,6 +112,16 @@ bool Mailbox::refresh(const Link& link, std::uint64_t& known, Word word, std::ui
   return true;
 }
 
+/// After bytes were copied out of the other rank's outbox, before anybody relies on them: another
+/// group may have taken the slot of a rank that gave up. Pairs with the store in take_slot.
+void Mailbox::check_still_open(const Link& link) const {
+  FVD_CHECK(
+      group_.member(link.peer).slot->state.outbox.load(std::memory_order_seq_cst) == group_.epoch(),
+      kPeerLost, "fastvideo: messages on ", group_.where(), ": ", group_.describe_member(link.peer),
+      " gave the group up while a message of it was read.\nGroup is now unusable; "
+      "destroy_process_group() and init again.");
+}
+
 void Mailbox::throw_damaged(const Link& link, const std::string& what) const {
   throw Error(Kind::kSystem,
               text("fastvideo: messages from ", group_.describe_member(link.peer), " on ",

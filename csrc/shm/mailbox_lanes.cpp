@@ -66,6 +66,7 @@ bool Mailbox::empty_lane(Link& link) {
   const bool stream = receiving->bytes >= kStreamFrom;
   lane.read(link.taken, receiving->data, receiving->moved, part,
             stream ? CacheHint::kStreaming : CacheHint::kCached);
+  check_still_open(link);
   receiving->moved += part;
   link.taken += room;
   own_pair(link).taken.store(link.taken, std::memory_order_seq_cst);

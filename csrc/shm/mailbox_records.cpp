@@ -19,6 +19,7 @@ bool Mailbox::read_records(Link& link) {
   while (link.read != link.written_there) {
     MessageRecord record;  // a copy: what is checked is what is used
     std::memcpy(&record, ring.at(link.read), sizeof(record));
+    check_still_open(link);
     const bool whole = record.kind == MessageRecord::kWhole;
     const std::uint64_t payload = whole ? std::min<std::uint64_t>(record.bytes, longest + 1) : 0;
     if (payload > longest || record_bytes(payload) > link.written_there - link.read) {
@@ -57,6 +58,7 @@ void Mailbox::receive_record(Link& link, const MessageRecord& record) {
     receiving->peer = link.peer;
     if (whole) {
       ring.read(payload, receiving->data, 0, record.bytes);
+      check_still_open(link);
       matched(*receiving);
     } else {
       want(receiving, record.number);
@@ -67,6 +69,7 @@ void Mailbox::receive_record(Link& link, const MessageRecord& record) {
   if (whole) {
     message.payload = std::make_unique_for_overwrite<std::byte[]>(record.bytes);
     ring.read(payload, contiguous_block(message.payload.get(), record.bytes), 0, record.bytes);
+    check_still_open(link);
   }
   table_->keep(std::move(message));
 }

@@ -4,7 +4,7 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <system_error>
+#include <exception>
 
 #include "shm/mailbox.h"
 #include "shm/transfer_item.h"
@@ -85,20 +85,16 @@ void Mailbox::wait(const std::shared_ptr<TransferItem>& item, const Call& call) 
       std::lock_guard guard(mutex_);
       if (item->done) return Clock::duration(0);
       check(*item);
-      if (!item->done && now >= deadline) {
-        const std::vector<int> missing =
-            item->peer < 0 ? std::vector<int>{} : std::vector<int>{item->peer};
-        group_.throw_timeout(describe(*item), missing, timeout);
-      }
+      if (!item->done && now >= deadline) throw_timeout(*item, timeout);
       return driven == Driven::kBusy ? Clock::duration(0) : deadline - now;
     });
   } catch (const Error& error) {
     std::lock_guard guard(mutex_);
-    fail_locked(error);
+    if (!item->done) fail_locked(error);  // else the group may be gone
   } catch (...) {
     interrupted = std::current_exception();
     std::lock_guard guard(mutex_);
-    fail_locked(Error(Kind::kAborted, describe(*item) + " was interrupted"));
+    if (!item->done) fail_locked(Error(Kind::kAborted, describe(*item) + " was interrupted"));
   }
   lock.lock();
   --drivers_;
@@ -106,6 +102,25 @@ void Mailbox::wait(const std::shared_ptr<TransferItem>& item, const Call& call) 
   const std::exception_ptr error = interrupted ? interrupted : item->error;
   lock.unlock();
   if (error) std::rethrow_exception(error);
+}
+
+void Mailbox::throw_timeout(const TransferItem& item, std::chrono::milliseconds waited) const {
+  std::vector<int> awaited;
+  for (int r = 0; r < group_.size(); ++r) {
+    if (r == item.peer || (item.peer < 0 && r != group_.rank())) awaited.push_back(r);
+  }
+  group_.throw_transfer_timeout(describe(item), awaited, waited);
+}
+
+void Mailbox::expire(TransferItem& item, std::chrono::milliseconds waited) {
+  std::lock_guard lock(mutex_);
+  if (item.done) return;
+  try {
+    check(item);  // a dead peer says more than a deadline
+    if (!item.done) throw_timeout(item, waited);
+  } catch (const Error& error) {
+    fail_locked(error);
+  }
 }
 
 /// Drives until `enough`, which is looked at under the mutex, or nothing moves, or for a while.
@@ -154,7 +169,7 @@ void Mailbox::start_thread() {
   try {
     thread_ = std::make_unique<std::thread>([this] { run(); });
     pthread_setname_np(thread_->native_handle(), "fastvideo-mail");
-  } catch (const std::system_error& error) {
+  } catch (const std::exception& error) {
     fail_locked(Error(Kind::kSystem, text("fastvideo: starting the thread for messages on ",
                                           group_.where(), ": ", error.what())));
   }

@@ -115,13 +115,17 @@ void Group::notice_late(std::chrono::milliseconds waited) const {
 }
 
 void Group::throw_timeout(const std::string& attempt, const std::vector<int>& missing,
-                          std::chrono::milliseconds waited) {
-  std::ostringstream out;
-  out << "fastvideo: " << attempt << " (" << members_.size() - missing.size() << " of "
-      << members_.size() << " ranks arrived), waited " << seconds(waited) << " of "
-      << seconds(waited) << ".";
-  out << list_ranks(missing) << kWayOut;
-  throw Error(Kind::kTimeout, out.str());
+                          std::chrono::milliseconds waited) const {
+  throw Error(Kind::kTimeout,
+              text("fastvideo: ", attempt, " (", members_.size() - missing.size(), " of ",
+                   members_.size(), " ranks arrived), waited ", seconds(waited), " of ",
+                   seconds(waited), ".", list_ranks(missing), kWayOut));
+}
+
+void Group::throw_transfer_timeout(const std::string& attempt, const std::vector<int>& awaited,
+                                   std::chrono::milliseconds waited) const {
+  throw Error(Kind::kTimeout, text("fastvideo: ", attempt, ", waited ", seconds(waited), " of ",
+                                   seconds(waited), ".", list_ranks(awaited), kWayOut));
 }
 
 void Group::throw_gone(int rank, const std::string& attempt) {

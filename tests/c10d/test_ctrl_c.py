@@ -37,16 +37,27 @@ def wait_beside_another_thread(tensor: torch.Tensor) -> None:
     dist.all_reduce(tensor)
 
 
-def wait_for_the_second(tensor: torch.Tensor) -> None:
-    """Whoever waits for the second call may have to run the first: it is not that one's Ctrl-C."""
+def wait_for_the_second(control: Control, tensor: torch.Tensor) -> None:
+    """Whoever waits for the second call has to run the first: it is not that one's Ctrl-C."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def occupy(_: object) -> None:  # the thread that runs queued calls
+        entered.set()
+        leave.wait(30)
+
+    zeroth = dist.all_reduce(tensor.clone(), async_op=True)
+    zeroth.get_future().then(occupy)
+    control.place.connect(control.prefix).set("occupied", "")  # now rank 1 may join in
+    assert entered.wait(20)
     first = dist.all_reduce(tensor.clone(), async_op=True)
     second = dist.all_reduce(tensor, async_op=True)
+    control.reached("waiting")
     try:
         second.wait()
     finally:
-        dist.group.WORLD._get_backend(torch.device("cpu")).abort()
-        with pytest.raises(dist.DistBackendError):
+        with pytest.raises(dist.DistBackendError, match="by the thread that ran it"):
             first.wait()
+        leave.set()
 
 
 def wait_for_ever(control: Control, call: str) -> None:
@@ -61,11 +72,15 @@ def wait_for_ever(control: Control, call: str) -> None:
     control.init()
     dist.barrier()
     if control.rank == 1:
+        if call == "another's turn":
+            control.place.connect(control.prefix).get("occupied")
+            dist.all_reduce(torch.ones(1))
         control.wait_for("join in")
         dist.all_reduce(torch.ones(1))
         return
-    control.reached("waiting")
     tensor = torch.ones(1)
+    if call != "another's turn":
+        control.reached("waiting")
     if call == "all_reduce":
         dist.all_reduce(tensor)
     elif call == "barrier":
@@ -75,7 +90,7 @@ def wait_for_ever(control: Control, call: str) -> None:
     elif call == "beside another thread's":
         wait_beside_another_thread(tensor)
     elif call == "another's turn":
-        wait_for_the_second(tensor)
+        wait_for_the_second(control, tensor)
     else:
         dist.all_reduce(tensor, async_op=True).wait()
 
@@ -104,3 +119,5 @@ def test_a_waiting_rank_can_be_interrupted(call: str) -> None:
         (other,) = ranks.outcomes([1], within=20)
         assert other.report is not None, other
         assert "DistBackendError" in other.report.types, other
+        if call == "init":
+            assert "rank 0 gave up: it was interrupted" in other.report.text, other

@@ -280,6 +280,8 @@ def check_cuda_is_refused(rank: int, world_size: int) -> None:
         "reduce": lambda: backend.reduce(x, root=0),
         "all_gather": lambda: backend.allgather([parts], [x]),
         "reduce_scatter": lambda: backend.reduce_scatter([x], [parts]),
+        "gather": lambda: backend.gather([parts] if rank == 0 else [], [x], root=0),
+        "scatter": lambda: backend.scatter([x], [parts] if rank == 0 else [], root=0),
         "all_to_all": lambda: backend.alltoall_base(x, x, [], []),
         "send": lambda: backend.send([x], 1 - rank, 0),
         "recv": lambda: backend.recv([x], 1 - rank, 0),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import signal
+import threading
+import time
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -35,6 +39,86 @@ def check_chain(rank: int, world_size: int) -> None:
 
 def test_a_future_does_not_wait_for_one_asked_for_before() -> None:
     run_ranks(check_chain, 2)
+
+
+def check_callback_waits(rank: int, world_size: int) -> None:
+    """A future's callback waits for its own work, for another future, and slowly."""
+    if rank == 1:
+        for tag in (1, 2, 3):
+            dist.recv(torch.empty(1), 0, tag=10 + tag)
+            dist.send(torch.full((1,), float(tag)), 0, tag=tag)
+        return
+    works = [begin(dist.irecv(torch.empty(1), 1, tag=tag)) for tag in (1, 2, 3)]
+    futures = [work.get_future() for work in works]
+    release = threading.Event()
+
+    def wait_for_own(done: torch.futures.Future[list[torch.Tensor]]) -> float:
+        works[0].wait()
+        return done.value()[0].item()
+
+    def wait_for_next(done: torch.futures.Future[list[torch.Tensor]]) -> float:
+        dist.send(torch.ones(1), 1, tag=12)
+        return done.value()[0].item() + futures[1].wait()[0].item()
+
+    def wait_for_release(done: torch.futures.Future[list[torch.Tensor]]) -> float:
+        assert release.wait(20)
+        return done.value()[0].item()
+
+    own, after_next = futures[0].then(wait_for_own), futures[0].then(wait_for_next)
+    slow = futures[1].then(wait_for_release)
+    dist.send(torch.ones(1), 1, tag=11)
+    assert own.wait() == 1.0
+    assert after_next.wait() == 3.0
+    dist.send(torch.ones(1), 1, tag=13)
+    assert futures[2].wait()[0].item() == 3.0, "beside a callback that has not returned"
+    assert not slow.done()
+    release.set()
+    assert slow.wait() == 2.0
+
+
+def test_a_callback_may_wait() -> None:
+    run_ranks(check_callback_waits, 2)
+
+
+def check_late_future(rank: int, world_size: int) -> str:
+    """Nobody waits for a receive whose message never comes; its future says who did not send."""
+    group = dist.new_group([0, 1], timeout=datetime.timedelta(seconds=1))
+    said = ""
+    if rank == 0:
+        future = begin(dist.irecv(torch.empty(3), 1, group=group, tag=7)).get_future()
+        with pytest.raises(RuntimeError) as caught:
+            future.wait()
+        said = str(caught.value)
+    dist.barrier()
+    return said
+
+
+def test_a_future_past_its_deadline_names_the_peer() -> None:
+    said = run_ranks(check_late_future, 2)[0]
+    assert "recv(float32 x 3, tag 7) from rank 1 (pid " in said, said
+    assert "waited 1.0 s of 1.0 s" in said, said
+    assert "unfinished: rank 1" in said or "missing: rank 1" in said, said
+    assert "arrived" not in said, said
+
+
+def check_destroy_in_callback(rank: int, world_size: int) -> float:
+    """A collective's callback destroys the group while a receive will never be answered."""
+    begun = time.monotonic()
+    if rank == 0:
+        future = begin(dist.irecv(torch.empty(1), 1)).get_future()
+        destroyed = begin(dist.all_reduce(torch.ones(1), async_op=True)).get_future()
+        destroyed.then(lambda _: dist.destroy_process_group()).wait()
+        with pytest.raises(RuntimeError):
+            future.wait()
+    else:
+        dist.all_reduce(torch.ones(1))
+        dist.destroy_process_group()
+    return time.monotonic() - begun
+
+
+def test_destroying_in_a_callback_does_not_wait_out_the_deadline() -> None:
+    seconds = run_ranks(check_destroy_in_callback, 2)
+    assert max(seconds) < 15, seconds  # of the 30 s and more that a call may take
 
 
 def check_many(rank: int, world_size: int) -> None:

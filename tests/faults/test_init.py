@@ -62,7 +62,7 @@ def two_names(control: Control) -> str:
             store=control.place.connect(control.prefix),
             rank=control.rank,
             world_size=2 if control.rank == 0 else 3,
-            timeout=datetime.timedelta(seconds=4),
+            timeout=datetime.timedelta(seconds=20),
         )
     except dist.DistBackendError as error:
         return str(error)
@@ -76,7 +76,7 @@ def test_different_world_sizes_are_told() -> None:
             assert outcome.report is not None
             # Rank 1 waits for a rank 2 that never comes, and hears from rank 0 before its deadline.
             assert "believes to be rank 1 of 3" in outcome.report.value, outcome
-            assert outcome.report.at - begun < 3.0, outcome
+            assert outcome.report.at - begun < 10.0, outcome
 
 
 STORE_SERVER = """

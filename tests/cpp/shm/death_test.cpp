@@ -12,7 +12,7 @@ namespace {
 using test::ForkedRank;
 using test::ForkedRanks;
 
-class ForkedDeath : public test::ForkedTest {};
+class TimedForkedDeath : public test::ForkedTest {};
 
 /// Seconds between the end of rank 1 and the error of rank 0, which is in a call of `count` floats.
 double seconds_to_notice(std::size_t count) {
@@ -37,7 +37,7 @@ double seconds_to_notice(std::size_t count) {
 }
 
 // The bound is promised for an idle machine; the median forgives a neighbour for four deaths.
-TEST_F(ForkedDeath, TheMedianOfNineIsNoticedWithinAHundredMilliseconds) {
+TEST_F(TimedForkedDeath, TheMedianOfNineIsNoticedWithinAHundredMilliseconds) {
   if (test::kSanitized) GTEST_SKIP() << "sanitizers slow the notice down";
   for (const std::size_t count : {std::size_t{1}, std::size_t{1} << 20}) {
     std::vector<double> seconds;

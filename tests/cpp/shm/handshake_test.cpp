@@ -125,6 +125,8 @@ class ForkedHandshake : public test::ForkedTest {
   }
 };
 
+class TimedForkedHandshake : public ForkedHandshake {};
+
 std::string all_reduce_once(ForkedRank& rank) {
   const auto communicator = rank.join();
   float value = static_cast<float>(rank.rank + 1);
@@ -336,7 +338,7 @@ TEST_F(ForkedHandshake, ARankThatIsStoppedIsNamedWithItsState) {
   EXPECT_TRUE(ending.says("state T (stopped by a signal)")) << ending;
 }
 
-TEST_F(ForkedHandshake, ASecondGroupOfConnectedProcessesOpensNothingAndIsQuick) {
+TEST_F(TimedForkedHandshake, ASecondGroupOfConnectedProcessesOpensNothingAndIsQuick) {
   DomainOptions options = test::small_domain();
   options.slots = 64;
   ForkedRanks ranks(
