@@ -69,8 +69,7 @@ std::string argument(const char* what, int index) {
 void check_kind(const Site& site, const at::Tensor& tensor, const char* what, int index) {
   TORCH_CHECK_TYPE(tensor.defined(), site.prefix(), argument(what, index),
                    " is no tensor (undefined)");
-  TORCH_CHECK_NOT_IMPLEMENTED(!tensor.is_cuda(), site.prefix(), argument(what, index), " is on ",
-                              tensor.device(), "; CUDA comes with the NCCL transport");
+  if (tensor.is_cuda()) refuse_cuda(site, tensor, what, index);
   TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && !tensor.is_nested(), site.prefix(),
                    argument(what, index), " has layout ", tensor.layout(),
                    tensor.is_nested() ? " (nested)" : "", "; only dense tensors can be sent");
@@ -82,8 +81,7 @@ void check_kind(const Site& site, const at::Tensor& tensor, const char* what, in
 
 // Lazily conjugated, negated and all-zero tensors have other values than their memory shows.
 bool memory_is_value(const at::Tensor& tensor) {
-  return tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg() &&
-         !tensor._is_zerotensor();
+  return !tensor.is_conj() && !tensor.is_neg() && !tensor._is_zerotensor();
 }
 
 at::Tensor staged(const at::Tensor& tensor, bool with_values) {
@@ -104,6 +102,11 @@ std::string Site::prefix() const {
   return text("fastvideo: ", operation, " on group \"", group, "\", rank ", rank, ": ");
 }
 
+void refuse_cuda(const Site& site, const at::Tensor& tensor, const char* what, int index) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, site.prefix(), argument(what, index), " is on ",
+                              tensor.device(), "; CUDA comes with the NCCL transport");
+}
+
 TensorView view(const Site& site, const at::Tensor& tensor, Access access, const char* what,
                 int index) {
   check_kind(site, tensor, what, index);
@@ -113,8 +116,10 @@ TensorView view(const Site& site, const at::Tensor& tensor, Access access, const
   TensorView result;
   result.type = *type;
   result.memory = tensor;
-  if (!memory_is_value(tensor)) {
-    if (access != Access::kRead) {
+  const bool reads = access == Access::kRead || access == Access::kReadStrided;
+  const bool any_strides = access == Access::kReadStrided;
+  if (!memory_is_value(tensor) || !(any_strides || tensor.is_contiguous())) {
+    if (!reads) {
       TORCH_CHECK_VALUE(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, site.prefix(),
                         argument(what, index), " of shape ", tensor.sizes(), " and strides ",
                         tensor.strides(),
@@ -124,7 +129,7 @@ TensorView view(const Site& site, const at::Tensor& tensor, Access access, const
     result.memory = staged(tensor, access != Access::kWrite);
   }
   result.bytes = result.memory.nbytes();
-  if (access == Access::kRead) {
+  if (reads) {
     result.data = static_cast<std::byte*>(const_cast<void*>(result.memory.const_data_ptr()));
   } else {
     result.data = static_cast<std::byte*>(result.memory.mutable_data_ptr());

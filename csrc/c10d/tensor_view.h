@@ -23,9 +23,19 @@ struct Site {
   std::string prefix() const;
 };
 
-enum class Access { kRead, kWrite, kReadWrite };
+enum class Access {
+  kRead,
+  kReadStrided,  // as kRead, but `memory` keeps the strides it has; for who can follow them
+  kWrite,
+  kReadWrite,
+};
 
-/// Contiguous memory of one tensor. Owns a reference, so the memory stays while the view exists.
+/// @throws NotImplementedError: `tensor`, wherever it is, is for the CUDA side
+[[noreturn]] void refuse_cuda(const Site& site, const at::Tensor& tensor, const char* what,
+                              int index = -1);
+
+/// Contiguous memory (but see Access::kReadStrided) of one tensor. Owns a reference, so the memory
+/// stays while the view exists.
 struct TensorView {
   at::Tensor memory;  // the tensor itself if it is contiguous, else a contiguous copy
   at::Tensor target;  // the tensor `memory` must be copied back to; undefined if there is none

@@ -25,6 +25,21 @@ struct BasicBlock {
 using Block = BasicBlock<std::byte>;
 using ConstBlock = BasicBlock<const std::byte>;
 
+/// One peer's part that lies in several blocks: laid end to end in this order.
+using Blocks = std::span<const Block>;
+using ConstBlocks = std::span<const ConstBlock>;
+
+template <typename Byte>
+std::size_t bytes_of(const BasicBlock<Byte>& block) noexcept {
+  return block.bytes();
+}
+template <typename Byte>
+std::size_t bytes_of(std::span<const BasicBlock<Byte>> blocks) noexcept {
+  std::size_t bytes = 0;
+  for (const auto& block : blocks) bytes += block.bytes();
+  return bytes;
+}
+
 inline Block contiguous_block(void* data, std::size_t bytes) noexcept {
   return {static_cast<std::byte*>(data), 1, bytes, bytes};
 }

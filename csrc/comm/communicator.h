@@ -108,6 +108,12 @@ class Communicator {
   virtual void all_to_all(std::span<const ConstBlock> in, std::span<const Block> out, DataType type,
                           bool even, const Call& call) = 0;
 
+  /// The same in one call for what lies in several blocks: those of a pair of ranks are laid end to
+  /// end, and only their bytes together have to agree. So several tensors travel at once, and a
+  /// strided one needs no copy.
+  virtual void all_to_all(std::span<const ConstBlocks> in, std::span<const Blocks> out,
+                          DataType type, bool even, const Call& call) = 0;
+
   /// Any number may be under way. `tag` >= 0. Sending to oneself is kInvalidArgument.
   virtual std::unique_ptr<Transfer> send(ConstBlock data, DataType type, int destination, int tag,
                                          const Call& call) = 0;

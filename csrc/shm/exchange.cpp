@@ -1,7 +1,7 @@
 #include "shm/exchange.h"
 
 #include <algorithm>
-#include <cstring>
+#include <vector>
 
 #include "shm/copy.h"
 
@@ -36,33 +36,78 @@ std::size_t piece_offset(const Exchange& exchange, int receiver, std::size_t pie
   return exchange.same_for_all ? 0 : static_cast<std::size_t>(receiver) * piece;
 }
 
-/// Copies bytes [offset, offset + piece) of every block this rank sends, as far as there are any.
-void stage(const Group& group, const Exchange& exchange, std::byte* area, std::size_t offset,
-           std::size_t piece) {
-  for (std::size_t r = 0; r < exchange.send.size(); ++r) {
-    const bool own = !exchange.same_for_all && static_cast<int>(r) == group.rank();
-    const std::size_t bytes = exchange.send[r].bytes();
-    if (own || bytes <= offset) continue;
-    copy_range(area + piece_offset(exchange, static_cast<int>(r), piece), exchange.send[r], offset,
-               std::min(piece, bytes - offset));
+/// Blocks laid end to end, gone through once from the first byte to the last.
+template <typename Byte>
+class Sequence {
+ public:
+  explicit Sequence(std::span<const BasicBlock<Byte>> blocks) : blocks_(blocks) {}
+
+  /// Calls body(block, offset, bytes) for what the next `bytes` bytes consist of, as far as there
+  /// are any left.
+  template <typename Body>
+  void next(std::size_t bytes, Body body) {
+    while (bytes > 0 && index_ < blocks_.size()) {
+      const auto& block = blocks_[index_];
+      const std::size_t piece = std::min(bytes, block.bytes() - offset_);
+      if (piece > 0) body(block, offset_, piece);
+      bytes -= piece;
+      offset_ += piece;
+      if (offset_ < block.bytes()) return;
+      ++index_;
+      offset_ = 0;
+    }
+  }
+
+ private:
+  std::span<const BasicBlock<Byte>> blocks_;
+  std::size_t index_ = 0;
+  std::size_t offset_ = 0;
+};
+using Source = Sequence<const std::byte>;
+using Target = Sequence<std::byte>;
+
+void gather_next(std::byte* to, Source& from, std::size_t bytes, CacheHint hint) {
+  from.next(bytes, [&](const ConstBlock& block, std::size_t offset, std::size_t piece) {
+    copy_range(to, block, offset, piece, hint);
+    to += piece;
+  });
+}
+
+void spread_next(Target& to, const std::byte* from, std::size_t bytes, CacheHint hint) {
+  to.next(bytes, [&](const Block& block, std::size_t offset, std::size_t piece) {
+    copy_range(block, offset, from, piece, hint);
+    from += piece;
+  });
+}
+
+/// Both have equal bytes in all. What is already where it belongs (in place) stays.
+void copy_blocks(Blocks to, ConstBlocks from, CacheHint hint) {
+  bool pairs = to.size() == from.size();
+  for (std::size_t i = 0; pairs && i < to.size(); ++i) pairs = to[i].bytes() == from[i].bytes();
+  if (pairs) {
+    for (std::size_t i = 0; i < to.size(); ++i) {
+      if (to[i].data != from[i].data) copy(to[i], from[i], hint);
+    }
+    return;
+  }
+  Source source(from);
+  for (const Block& block : to) {
+    for (std::size_t run = 0; run < block.runs; ++run) {
+      gather_next(block.data + run * block.run_stride, source, block.run_bytes, CacheHint::kCached);
+    }
   }
 }
 
-void fetch(const Group& group, const Exchange& exchange, int owner, const std::byte* area,
-           std::size_t offset, std::size_t piece, CacheHint hint) {
-  const Block& to = exchange.receive[static_cast<std::size_t>(owner)];
-  const std::size_t bytes = to.bytes();
-  if (bytes <= offset) return;
-  copy_range(to, offset, area + piece_offset(exchange, group.rank(), piece),
-             std::min(piece, bytes - offset), hint);
-}
-
-/// The own block needs no staging. It may already be where it belongs (in place).
+/// What a rank sends to itself needs no staging.
 void copy_own(const Group& group, const Exchange& exchange, CacheHint hint) {
   if (exchange.send.empty() || exchange.receive.empty()) return;
   const auto rank = static_cast<std::size_t>(group.rank());
-  const ConstBlock& from = exchange.send[exchange.same_for_all ? 0 : rank];
-  if (from.data != exchange.receive[rank].data) copy(exchange.receive[rank], from, hint);
+  copy_blocks(exchange.receive[rank], exchange.send[exchange.same_for_all ? 0 : rank], hint);
+}
+
+/// Whether what goes to `receiver` passes through the staging area.
+bool staged(const Group& group, const Exchange& exchange, std::size_t receiver) {
+  return exchange.same_for_all || static_cast<int>(receiver) != group.rank();
 }
 
 /// Everything fits the line or the one-shot area: staged before the announcement, which then is the
@@ -71,7 +116,13 @@ void run_one_shot(Group& group, const Exchange& exchange, std::size_t piece) {
   const std::size_t pieces = exchange.same_for_all ? 1 : static_cast<std::size_t>(group.size());
   const bool in_line = piece * pieces <= kInlineBytes;
   if (sends(exchange, group.rank())) {
-    stage(group, exchange, in_line ? group.inline_payload() : group.one_shot(), 0, piece);
+    std::byte* area = in_line ? group.inline_payload() : group.one_shot();
+    for (std::size_t r = 0; r < exchange.send.size(); ++r) {
+      if (!staged(group, exchange, r)) continue;
+      Source source(exchange.send[r]);
+      gather_next(area + piece_offset(exchange, static_cast<int>(r), piece), source, piece,
+                  CacheHint::kCached);
+    }
   }
   group.announce();
   group.wait_announced();
@@ -79,8 +130,10 @@ void run_one_shot(Group& group, const Exchange& exchange, std::size_t piece) {
   for (int step = 1; step < group.size(); ++step) {
     const int owner = (group.rank() + step) % group.size();
     if (!reads(exchange, group.rank(), owner)) continue;
-    fetch(group, exchange, owner, in_line ? group.inline_payload(owner) : group.one_shot(owner), 0,
-          piece, CacheHint::kCached);
+    const std::byte* area = in_line ? group.inline_payload(owner) : group.one_shot(owner);
+    Target target(exchange.receive[static_cast<std::size_t>(owner)]);
+    spread_next(target, area + piece_offset(exchange, group.rank(), piece), piece,
+                CacheHint::kCached);
   }
 }
 
@@ -99,7 +152,11 @@ class Pipeline {
       rounds_ = static_cast<std::int64_t>((exchange.largest + piece_ - 1) / piece_);
     }
     std::size_t output = 0;
-    for (const Block& block : exchange.receive) output += block.bytes();
+    for (const ConstBlocks blocks : exchange.send) sources_.emplace_back(blocks);
+    for (const Blocks blocks : exchange.receive) {
+      output += bytes_of(blocks);
+      targets_.emplace_back(blocks);
+    }
     hint_ = output >= kStreamFrom ? CacheHint::kStreaming : CacheHint::kCached;
   }
 
@@ -121,7 +178,12 @@ class Pipeline {
       if (!reads(exchange_, r, group_.rank())) continue;
       group_.wait_for(r, &Progress::consumed, round - depth_);
     }
-    stage(group_, exchange_, group_.pipeline() + part_offset(round), offset(round), piece_);
+    std::byte* area = group_.pipeline() + part_offset(round);
+    for (std::size_t r = 0; r < sources_.size(); ++r) {
+      if (!staged(group_, exchange_, r)) continue;
+      gather_next(area + piece_offset(exchange_, static_cast<int>(r), piece_), sources_[r], piece_,
+                  CacheHint::kCached);
+    }
     group_.publish(&Progress::staged, round);
   }
 
@@ -131,13 +193,13 @@ class Pipeline {
       const int owner = (group_.rank() + step) % group_.size();
       if (!reads(exchange_, group_.rank(), owner)) continue;
       group_.wait_for(owner, &Progress::staged, round);
-      fetch(group_, exchange_, owner, group_.member(owner).pipeline() + part_offset(round),
-            offset(round), piece_, hint_);
+      const std::byte* area = group_.member(owner).pipeline() + part_offset(round);
+      spread_next(targets_[static_cast<std::size_t>(owner)],
+                  area + piece_offset(exchange_, group_.rank(), piece_), piece_, hint_);
     }
     group_.publish(&Progress::consumed, round);
   }
 
-  std::size_t offset(std::int64_t round) const { return static_cast<std::size_t>(round) * piece_; }
   std::size_t part_offset(std::int64_t round) const {
     return static_cast<std::size_t>(round % depth_) * part_;
   }
@@ -149,6 +211,8 @@ class Pipeline {
   std::int64_t depth_ = 2;
   std::int64_t rounds_ = 0;
   CacheHint hint_ = CacheHint::kCached;
+  std::vector<Source> sources_;  // of what is sent; each round goes on where the last one ended
+  std::vector<Target> targets_;
 };
 
 struct Lengths {
@@ -185,7 +249,7 @@ void run_uneven_exchange(Group& group, Exchange exchange, std::size_t element_by
   // Everybody sees everybody's lengths and so comes to the same verdict without a further word.
   auto* own = reinterpret_cast<Lengths*>(group.one_shot());
   for (std::size_t r = 0; r < size; ++r) {
-    own[r] = {exchange.send[r].bytes(), exchange.receive[r].bytes()};
+    own[r] = {bytes_of(exchange.send[r]), bytes_of(exchange.receive[r])};
   }
   group.announce();
   group.wait_announced();

@@ -13,15 +13,15 @@ namespace fvd::shm {
 
 /// One rank's part of an exchange.
 struct Exchange {
-  /// What this rank sends: one block per rank, or a single one that goes to all (`same_for_all`),
-  /// or none.
-  std::span<const ConstBlock> send;
-  /// What it receives: one block per sending rank, own one included; or none.
-  std::span<const Block> receive;
+  /// What this rank sends: blocks for each rank, or once for all of them (`same_for_all`), or
+  /// none.
+  std::span<const ConstBlocks> send;
+  /// What it receives: blocks for each sending rank, own ones included; or none.
+  std::span<const Blocks> receive;
   bool same_for_all = false;
   int sender = -1;    // the only rank that sends; -1: all do
   int receiver = -1;  // the only rank that receives; -1: all do
-  /// Bytes of the largest block of any rank; equal on all ranks.
+  /// Bytes of the most that any rank sends to one; equal on all ranks.
   std::size_t largest = 0;
 };
 

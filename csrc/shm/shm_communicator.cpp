@@ -1,6 +1,7 @@
 #include "shm/shm_communicator.h"
 
 #include <mutex>
+#include <vector>
 
 #include "comm/error.h"
 #include "shm/domain.h"
@@ -12,6 +13,28 @@
 
 namespace fvd::shm {
 namespace {
+
+/// One block per rank, as the lists of blocks an Exchange takes. Without an allocation for the
+/// usual group.
+template <typename Byte>
+class OneEach {
+  using List = std::span<const BasicBlock<Byte>>;
+  static constexpr std::size_t kFew = 16;
+
+ public:
+  explicit OneEach(std::span<const BasicBlock<Byte>> blocks)
+      : size_(blocks.size()), many_(size_ > kFew ? size_ : 0) {
+    for (std::size_t i = 0; i < size_; ++i) data()[i] = blocks.subspan(i, 1);
+  }
+  operator std::span<const List>() { return {data(), size_}; }
+
+ private:
+  List* data() { return many_.empty() ? few_ : many_.data(); }
+
+  std::size_t size_;
+  List few_[kFew];
+  std::vector<List> many_;
+};
 
 class ShmCommunicator final : public Communicator {
  public:
@@ -41,10 +64,11 @@ class ShmCommunicator final : public Communicator {
     check_root(root);
     const ConstBlock from{data.data, data.runs, data.run_bytes, data.run_stride};
     // The root sends and receives nothing; the others receive one block, at the root's place.
-    std::vector<Block> receive(static_cast<std::size_t>(rank() == root ? 0 : size()));
-    if (rank() != root) receive[static_cast<std::size_t>(root)] = data;
+    const ConstBlocks source(&from, 1);
+    std::vector<Blocks> receive(static_cast<std::size_t>(rank() == root ? 0 : size()));
+    if (rank() != root) receive[static_cast<std::size_t>(root)] = {&data, 1};
     Exchange exchange;
-    if (rank() == root) exchange.send = {&from, 1};
+    if (rank() == root) exchange.send = {&source, 1};
     exchange.receive = receive;
     exchange.same_for_all = true;
     exchange.sender = root;
@@ -55,7 +79,7 @@ class ShmCommunicator final : public Communicator {
 
   void all_reduce(const void* in, void* out, std::size_t count, DataType type, ReduceOp op,
                   const Call& call) override {
-    check_reducible(type, op.kind);
+    check_reduction("all_reduce", type, op);
     run(reduced(Op::kAllReduce, count, type, op, -1), call,
         [&] { run_all_reduce(*group_, in, out, count, type, op, -1); });
   }
@@ -63,7 +87,7 @@ class ShmCommunicator final : public Communicator {
   void reduce(const void* in, void* out, std::size_t count, DataType type, ReduceOp op, int root,
               const Call& call) override {
     check_root(root);
-    check_reducible(type, op.kind);
+    check_reduction("reduce", type, op);
     run(reduced(Op::kReduce, count, type, op, root), call,
         [&] { run_all_reduce(*group_, in, out, count, type, op, root); });
   }
@@ -71,9 +95,11 @@ class ShmCommunicator final : public Communicator {
   void all_gather(ConstBlock in, std::span<const Block> out, DataType type,
                   const Call& call) override {
     check_blocks(out, in.bytes(), "all_gather's output");
+    const ConstBlocks source(&in, 1);
+    OneEach<std::byte> receive(out);
     Exchange exchange;
-    exchange.send = {&in, 1};
-    exchange.receive = out;
+    exchange.send = {&source, 1};
+    exchange.receive = receive;
     exchange.same_for_all = true;
     exchange.largest = in.bytes();
     run(moved(Op::kAllGather, in.bytes(), type, -1), call,
@@ -84,9 +110,11 @@ class ShmCommunicator final : public Communicator {
               const Call& call) override {
     check_root(root);
     if (rank() == root) check_blocks(out, in.bytes(), "gather's output");
+    const ConstBlocks source(&in, 1);
+    OneEach<std::byte> receive(out);
     Exchange exchange;
-    exchange.send = {&in, 1};
-    if (rank() == root) exchange.receive = out;
+    exchange.send = {&source, 1};
+    if (rank() == root) exchange.receive = receive;
     exchange.same_for_all = true;
     exchange.receiver = root;
     exchange.largest = in.bytes();
@@ -97,10 +125,11 @@ class ShmCommunicator final : public Communicator {
                const Call& call) override {
     check_root(root);
     if (rank() == root) check_blocks(in, out.bytes(), "scatter's input");
-    std::vector<Block> receive(static_cast<std::size_t>(size()));
-    receive[static_cast<std::size_t>(root)] = out;
+    OneEach<const std::byte> send(in);
+    std::vector<Blocks> receive(static_cast<std::size_t>(size()));
+    receive[static_cast<std::size_t>(root)] = {&out, 1};
     Exchange exchange;
-    if (rank() == root) exchange.send = in;
+    if (rank() == root) exchange.send = send;
     exchange.receive = receive;
     exchange.sender = root;
     exchange.largest = out.bytes();
@@ -110,7 +139,7 @@ class ShmCommunicator final : public Communicator {
 
   void reduce_scatter(std::span<const ConstBlock> in, void* out, DataType type, ReduceOp op,
                       const Call& call) override {
-    check_reducible(type, op.kind);
+    check_reduction("reduce_scatter", type, op);
     check_blocks(in, in.empty() ? 0 : in[0].bytes(), "reduce_scatter's input");
     run(reduced(Op::kReduceScatter, in[0].bytes() / element_size(type), type, op, -1), call,
         [&] { run_reduce_scatter(*group_, in, out, type, op); });
@@ -118,18 +147,24 @@ class ShmCommunicator final : public Communicator {
 
   void all_to_all(std::span<const ConstBlock> in, std::span<const Block> out, DataType type,
                   bool even, const Call& call) override {
+    all_to_all(OneEach<const std::byte>(in), OneEach<std::byte>(out), type, even, call);
+  }
+
+  void all_to_all(std::span<const ConstBlocks> in, std::span<const Blocks> out, DataType type,
+                  bool even, const Call& call) override {
     FVD_CHECK(in.size() == static_cast<std::size_t>(size()) && out.size() == in.size(),
               kInvalidArgument, "all_to_all on ", group_->where(), ": ", in.size(), " input and ",
               out.size(), " output blocks, ", size(), " of each are needed");
+    const std::size_t bytes = bytes_of(in[0]);
     if (even) {
-      check_blocks(in, in[0].bytes(), "all_to_all's input");
-      check_blocks(out, in[0].bytes(), "all_to_all's output");
+      check_blocks(in, bytes, "all_to_all's input");
+      check_blocks(out, bytes, "all_to_all's output");
     }
     Exchange exchange;
     exchange.send = in;
     exchange.receive = out;
-    exchange.largest = in[0].bytes();
-    Record record = moved(Op::kAllToAll, even ? in[0].bytes() : 0, type, -1);
+    exchange.largest = bytes;
+    Record record = moved(Op::kAllToAll, even ? bytes : 0, type, -1);
     record.even = even;
     run(record, call, [&] {
       if (even) {
@@ -196,6 +231,15 @@ class ShmCommunicator final : public Communicator {
     group_->finish();
   }
 
+  void check_reduction(const char* operation, DataType type, ReduceOp op) const {
+    try {
+      check_reducible(type, op.kind);
+    } catch (const Error& error) {
+      throw Error(error.kind(),
+                  text("fastvideo: ", operation, " on ", group_->where(), ": ", error.what()));
+    }
+  }
+
   void check_root(int root) const {
     FVD_CHECK(root >= 0 && root < size(), kInvalidArgument, "root ", root, " on ", group_->where(),
               "; it must be a rank from 0 to ", size() - 1);
@@ -215,8 +259,8 @@ class ShmCommunicator final : public Communicator {
     FVD_CHECK(blocks.size() == static_cast<std::size_t>(size()), kInvalidArgument, what, " on ",
               group_->where(), " has ", blocks.size(), " blocks, ", size(), " are needed");
     for (const auto& block : blocks) {
-      FVD_CHECK(block.bytes() == bytes, kInvalidArgument, what, " on ", group_->where(),
-                " has a block of ", block.bytes(), " bytes, the others have ", bytes);
+      FVD_CHECK(bytes_of(block) == bytes, kInvalidArgument, what, " on ", group_->where(),
+                " has a block of ", bytes_of(block), " bytes, the others have ", bytes);
     }
   }
 

@@ -220,6 +220,44 @@ TEST_P(CommunicatorContract, AllToAllSplitsAlongOneDimensionAndJoinsAlongAnother
   });
 }
 
+TEST_P(CommunicatorContract, AllToAllLaysTheBlocksOfAPairEndToEnd) {
+  run([this](Communicator& group) {
+    // Cut differently on either side: three blocks are sent, the same bytes received in two.
+    for (const bool even : {true, false}) {
+      for (std::size_t bytes : byte_counts()) {
+        const auto ranks = static_cast<std::size_t>(size());
+        const std::size_t cuts[] = {0, bytes / 3, bytes / 2, bytes};
+        std::vector<StridedMemory> in, out;
+        for (int peer = 0; peer < size(); ++peer) {
+          in.emplace_back(1, bytes, 0);
+          in.back().fill(seed_of(group.rank(), peer));
+          out.emplace_back(1, bytes, 0);
+        }
+        std::vector<ConstBlock> sent;
+        std::vector<Block> received;
+        for (std::size_t peer = 0; peer < ranks; ++peer) {
+          const auto from = in[peer].const_block();
+          const auto to = out[peer].block();
+          for (int i = 0; i < 3; ++i)
+            sent.push_back({from.data + cuts[i], 1, cuts[i + 1] - cuts[i], cuts[i + 1] - cuts[i]});
+          received.push_back({to.data, 1, bytes / 5, bytes / 5});
+          received.push_back({to.data + bytes / 5, 1, bytes - bytes / 5, bytes - bytes / 5});
+        }
+        std::vector<ConstBlocks> from_lists;
+        std::vector<Blocks> to_lists;
+        for (std::size_t peer = 0; peer < ranks; ++peer) {
+          from_lists.push_back(ConstBlocks(sent).subspan(3 * peer, 3));
+          to_lists.push_back(Blocks(received).subspan(2 * peer, 2));
+        }
+        group.all_to_all(from_lists, to_lists, kBytes, even, {});
+        for (int from = 0; from < size(); ++from)
+          out[static_cast<std::size_t>(from)].check(
+              seed_of(from, group.rank()), text("lists of ", bytes, " in all, from ", from));
+      }
+    }
+  });
+}
+
 TEST_P(CommunicatorContract, AllToAllExchangesUnequalBlocks) {
   run([this](Communicator& group) {
     for (std::size_t scale :
