@@ -7,12 +7,16 @@ the torch that is running: c10d::Backend has no stable binary interface.
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch._library.effects import EffectType
 
-__all__ = ["extension"]
+__all__ = ["extension", "keep_in_order", "mend_inductor"]
 
 _REBUILD = """
 Compile it against the torch that is running:
@@ -46,6 +50,55 @@ def extension() -> ModuleType:
         return importlib.import_module("fastvideo_dist._C")
     except ImportError as error:
         raise ImportError(f"{versions}, and loading it failed: {error}.{_REBUILD}") from error
+
+
+def keep_in_order(op: str) -> None:
+    """Tells torch's compilers that calls of `op` ("namespace::name") are seen from outside: none
+    may be left out or made one with another, nor two of them change places.
+
+    Two equal calls would else be merged and unused ones removed, on the ranks where that shows.
+    """
+    register = torch.library._register_effectful_op
+    register(op, EffectType.ORDERED)
+
+
+def mend_inductor(ops: Sequence[torch._ops.OpOverload[Any, Any]]) -> None:
+    """Has Inductor keep the order that `keep_in_order` asks for, which it loses before torch 2.15.
+
+    There its scheduler looks up what must precede an operation under the operation's name, but the
+    lowering of ordered ops wrote it down under the name of the buffer; so a call nobody on this
+    rank uses the result of comes last, and the ranks disagree.
+
+    To be called while a call is traced: Inductor, if it is what comes next, is loaded by then, and
+    nobody else pays for loading it.
+    """
+    inductor = sys.modules.get("torch._inductor.lowering")
+    if inductor is None or torch.__version__ >= torch.torch_version.TorchVersion("2.15"):
+        return
+    for op in ops:
+        if op not in inductor.lowerings:
+            inductor.lowerings[op] = _lowering_in_order(op, inductor)
+
+
+def _lowering_in_order(op: torch._ops.OpOverload[Any, Any], inductor: Any) -> Callable[..., Any]:
+    """What Inductor does without a lowering, and the dependency under the right name."""
+    ir, virtualized = inductor.ir, inductor.V
+
+    def box(node: Any) -> Any:
+        return node.wrap_for_lowering() if isinstance(node, ir.IRNode) else node
+
+    def lower(*args: Any, **kwargs: Any) -> Any:
+        graph = virtualized.graph
+        before = len(graph.operations)
+        result = torch.utils._pytree.tree_map(box, ir.FallbackKernel.create(op, *args, **kwargs))
+        previous = graph.effectful_ops.get(EffectType.ORDERED)
+        if previous is not None:
+            for operation in graph.operations[before:]:
+                name = operation.get_operation_name()
+                graph.additional_buffer_deps[name].add(previous.get_name())
+        return result
+
+    return lower
 
 
 def _minor(version: str) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 @documents
 def test_named_ops_exist(path: Path) -> None:
     schema = "".join(file.read_text() for file in (ROOT / "csrc" / "ops").glob("*.cpp"))
-    ops = set(re.findall(r'\.def\(\s*"(\w+)\(', schema))
+    ops = set(re.findall(r'\bdef\(\s*"(\w+)\(', schema))
     for op in re.findall(r"torch\.ops\.fastvideo_dist\.(\w+)", path.read_text()):
         assert op in ops, f"{path.name} names the op {op}; there are {sorted(ops)}"
 

@@ -57,7 +57,6 @@ IMPORTS = {
         "fastvideo_dist.ops",
         "*fastvideo_dist._C",
     },
-    "fastvideo_dist.ops": {"fastvideo_dist._compat"},
     "fastvideo_dist.serialize": {"fastvideo_dist._compat"},
     "fastvideo_dist._remote_queue": {"fastvideo_dist._compat", "fastvideo_dist.serialize"},
     "fastvideo_dist.message_queue": {
@@ -65,6 +64,28 @@ IMPORTS = {
         "fastvideo_dist._remote_queue",
         "fastvideo_dist.serialize",
     },
+    "fastvideo_dist.ops": {
+        "fastvideo_dist.ops.collectives",
+        "fastvideo_dist.ops.exchange",
+        "fastvideo_dist.ops.splits",
+    },
+    "fastvideo_dist.ops.collectives": {
+        "fastvideo_dist.ops.fakes",
+        "fastvideo_dist.ops.groups",
+        "fastvideo_dist.ops.splits",
+    },
+    "fastvideo_dist.ops.exchange": {
+        "fastvideo_dist.ops.fakes",
+        "fastvideo_dist.ops.groups",
+        "fastvideo_dist.ops.splits",
+    },
+    "fastvideo_dist.ops.fakes": {
+        "fastvideo_dist._compat",
+        "fastvideo_dist.ops.groups",
+        "fastvideo_dist.ops.splits",
+    },
+    "fastvideo_dist.ops.groups": set(),
+    "fastvideo_dist.ops.splits": {"fastvideo_dist.ops.groups"},
 }
 FOREIGN = sys.stdlib_module_names - {"ctypes", "mmap", "fcntl"} | {"torch"}
 
@@ -132,9 +153,12 @@ class Imports(ast.NodeVisitor):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
         assert node.level == 0, "relative import"
         module = node.module or ""
-        # "from package import module" names a module where there is a file of that name.
+        # "from package import module" names a module where there is a file or folder of that name.
         for alias in node.names:
-            is_module = module == "fastvideo_dist" and (PACKAGE / f"{alias.name}.py").exists()
+            here = PACKAGE / alias.name
+            is_module = module == "fastvideo_dist" and (
+                here.with_suffix(".py").exists() or here.is_dir()
+            )
             self._add(f"{module}.{alias.name}" if is_module else module)
 
     def visit_Call(self, node: ast.Call) -> None:

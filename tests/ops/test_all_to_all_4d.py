@@ -177,7 +177,7 @@ def test_export() -> None:
 
 WORLD = 3
 ERRORS = {
-    "a size that does not divide": (lambda x: exchange(x, 3, 1), r"\b4\b.*\b3\b"),
+    "a size that does not divide": (lambda x: raw(x, 3, 1, WORLD), r"\b4\b.*\b3\b"),
     "three dimensions": (lambda x: exchange(x[0], 2, 1), "4 dimensions"),
     "a dimension out of range": (lambda x: exchange(x, 4, 1), "4"),
     "a negative dimension": (lambda x: exchange(x, -1, 1), "-1"),
