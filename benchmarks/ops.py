@@ -4,6 +4,7 @@ Sizes follow nccl-tests: `bytes` is one rank's tensor, and for all_gather and re
 large one of the two. They are rounded up to one element per rank.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,20 +16,29 @@ from fastvideo_dist.ops import all_to_all_4d
 
 # The exchange of Wan2.1-T2V-1.3B: 12 heads of 128, in bf16.
 HEADS, HEAD_DIM = 12, 128
+# q, k and v of a model with more and smaller heads.
+QKV_HEADS, QKV_DIM = 24, 64
+
+PERMUTES = "+permutes"  # all_to_all_4d done by permute + all_to_all_single + permute
 
 
 @dataclass(frozen=True)
 class Case:
-    """`call` is timed; it returns the tensor that must equal `expected` when `inputs` are fresh."""
+    """`call` is timed; what it returns must equal `expected` when `inputs` are fresh.
+
+    Several tensors of one shape are compared with one that has them side by side in front.
+    """
 
     bytes: int
-    call: Callable[[], Tensor]
+    call: Callable[[], Tensor | list[Tensor]]
     expected: Tensor
     inputs: Tensor
 
     def verify(self) -> None:
         """Run once and compare; raises RuntimeError. Zeroes the inputs: sums must stay finite."""
         result = self.call()
+        if isinstance(result, list):
+            result = torch.stack(result)
         if not torch.equal(result, self.expected):
             raise RuntimeError(
                 f"wrong result: {result.flatten()[:8]} != {self.expected.flatten()[:8]}"
@@ -136,29 +146,52 @@ def exchange(group: dist.ProcessGroup, size: int) -> Case:
 
 def exchange_by_permutes(group: dist.ProcessGroup, size: int) -> Case:
     """The same without the op: permute, all_to_all_single, permute."""
-    world = group.size()
     x, expected = _exchange_tensors(group, size)
+    return Case(x.nbytes, lambda: _permuted(x, group), expected, x)
+
+
+def exchange_qkv(group: dist.ProcessGroup, size: int) -> Case:
+    """all_to_all_4d of q, k and v at once: `size` is that of the three together."""
+    qkv, expected = _qkv_tensors(group, size)
+    return Case(qkv.nbytes, lambda: all_to_all_4d(list(qkv), 2, 1, group), expected, qkv)
+
+
+def exchange_qkv_by_permutes(group: dist.ProcessGroup, size: int) -> Case:
+    """The same without the op, one after the other."""
+    qkv, expected = _qkv_tensors(group, size)
+    return Case(qkv.nbytes, lambda: [_permuted(x, group) for x in qkv], expected, qkv)
+
+
+def _permuted(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    world = group.size()
     batch, length, heads, dim = x.shape
-
-    def call() -> Tensor:
-        blocks = x.reshape(batch, length, world, heads // world, dim).permute(2, 0, 1, 3, 4)
-        blocks = blocks.contiguous()
-        received = torch.empty_like(blocks)
-        dist.all_to_all_single(received, blocks, group=group)
-        return received.permute(1, 0, 2, 3, 4).reshape(batch, world * length, heads // world, dim)
-
-    return Case(x.nbytes, call, expected, x)
+    blocks = x.reshape(batch, length, world, heads // world, dim).permute(2, 0, 1, 3, 4)
+    blocks = blocks.contiguous()
+    received = torch.empty_like(blocks)
+    dist.all_to_all_single(received, blocks, group=group)
+    return received.permute(1, 0, 2, 3, 4).reshape(batch, world * length, heads // world, dim)
 
 
 def _exchange_tensors(group: dist.ProcessGroup, size: int) -> tuple[Tensor, Tensor]:
-    rank, world = group.rank(), group.size()
-    if HEADS % world:
-        raise ValueError(f"all_to_all_4d: {HEADS} heads do not divide over {world} ranks")
-    shape = (1, max(1, size // (HEADS * HEAD_DIM * 2)), HEADS, HEAD_DIM)
-    count = shape[1] * HEADS * HEAD_DIM
-    inputs = [pattern(r, count).bfloat16().reshape(shape) for r in range(world)]
-    mine = slice(rank * HEADS // world, (rank + 1) * HEADS // world)
-    return inputs[rank], torch.cat([x[:, :, mine] for x in inputs], dim=1)
+    length = max(1, size // (HEADS * HEAD_DIM * 2))
+    return _scattered(group, (1, length, HEADS, HEAD_DIM))
+
+
+def _qkv_tensors(group: dist.ProcessGroup, size: int) -> tuple[Tensor, Tensor]:
+    """[3, 1, S/W, H, D] and [3, 1, S, H/W, D]."""
+    length = max(1, size // (3 * QKV_HEADS * QKV_DIM * 2))
+    return _scattered(group, (3, 1, length, QKV_HEADS, QKV_DIM))
+
+
+def _scattered(group: dist.ProcessGroup, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """This rank's input of a shape that ends with a slice of the sequence, heads and their
+    dimension, and the result."""
+    rank, world, heads = group.rank(), group.size(), shape[-2]
+    if heads % world:
+        raise ValueError(f"all_to_all_4d: {heads} heads do not divide over {world} ranks")
+    inputs = [pattern(r, math.prod(shape)).bfloat16().reshape(shape) for r in range(world)]
+    mine = slice(rank * heads // world, (rank + 1) * heads // world)
+    return inputs[rank], torch.cat([x[..., mine, :] for x in inputs], dim=-3)
 
 
 def _per_rank(size: int, world: int) -> int:
@@ -176,4 +209,11 @@ OPS: dict[str, Maker] = {
     "isend_recv": isend_recv,
     "barrier": barrier,
     "all_to_all_4d": exchange,
+    "all_to_all_4d_qkv": exchange_qkv,
+}
+
+# What goes over shared memory only, and what does the same over any backend.
+BY_PERMUTES: dict[str, Maker] = {
+    "all_to_all_4d": exchange_by_permutes,
+    "all_to_all_4d_qkv": exchange_qkv_by_permutes,
 }

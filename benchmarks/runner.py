@@ -25,9 +25,7 @@ import torch.multiprocessing as mp
 import torch.testing._internal.distributed.fake_pg
 
 from benchmarks.machine import memcpy_gb_per_s
-from benchmarks.ops import OPS, Case, exchange_by_permutes
-
-PERMUTES = "+permutes"  # all_to_all_4d done by permute + all_to_all_single + permute
+from benchmarks.ops import BY_PERMUTES, OPS, PERMUTES, Case
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,10 @@ def _rank_main(rank: int, world: int, folder: str, plan: Plan) -> None:
 def _cases(op: str, size: int, groups: dict[str, dist.ProcessGroup]) -> dict[str, Case]:
     cases = {}
     for name, group in groups.items():
-        # The op goes over shared memory only; elsewhere its alternative is the comparison.
-        if op != "all_to_all_4d" or name == "fastvideo":
+        if op not in BY_PERMUTES or name == "fastvideo":
             cases[name] = OPS[op](group, size)
-        if op == "all_to_all_4d" and name != "fake":
-            cases[name + PERMUTES] = exchange_by_permutes(group, size)
+        if op in BY_PERMUTES and name != "fake":
+            cases[name + PERMUTES] = BY_PERMUTES[op](group, size)
     return cases
 
 
