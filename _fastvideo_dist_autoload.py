@@ -9,6 +9,7 @@ not its extension, can slow down or break an `import torch`.
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +27,19 @@ def autoload() -> None:
         register()
     except Exception:
         logging.getLogger("fastvideo_dist").debug("backend not registered", exc_info=True)
+    try:
+        if os.environ.get("FASTVIDEO_DIST_REPLACE_FASTVIDEO") == "1":
+            _replace_fastvideo()
+    except Exception:
+        # Aloud: the parent replaced the layer, and two of them in one job would hang.
+        logging.getLogger("fastvideo_dist").warning("FastVideo not replaced", exc_info=True)
+
+
+def _replace_fastvideo() -> None:
+    """In a child of a process that called replace_fastvideo(): only the finder, nothing loaded."""
+    from fastvideo_dist.replace import install  # noqa: PLC0415
+
+    install()
 
 
 def register() -> None:

@@ -44,12 +44,16 @@ ARROWS = {
 # Of each module: the modules of the project it may import. A star: only for type checkers, or
 # lazily, inside a function.
 IMPORTS = {
-    "_fastvideo_dist_autoload": {"*fastvideo_dist._register"},
+    "_fastvideo_dist_autoload": {"*fastvideo_dist._register", "*fastvideo_dist.replace"},
     "fastvideo_dist": {
         "_fastvideo_dist_autoload",
         "*fastvideo_dist._C",
         "*fastvideo_dist._compat",
+        "*fastvideo_dist.communication_op",
         "*fastvideo_dist.ops",
+        "*fastvideo_dist.parallel_state",
+        "*fastvideo_dist.replace",
+        "*fastvideo_dist.utils",
     },
     "fastvideo_dist._compat": {"*fastvideo_dist._C", "*fastvideo_dist._build_info"},
     "fastvideo_dist._register": {
@@ -86,6 +90,66 @@ IMPORTS = {
     },
     "fastvideo_dist.ops.groups": set(),
     "fastvideo_dist.ops.splits": {"fastvideo_dist.ops.groups"},
+    "fastvideo_dist.utils": {"fastvideo_dist.stateless_process_group"},
+    "fastvideo_dist.local": set(),
+    "fastvideo_dist.rank_layout": set(),
+    "fastvideo_dist.graph_capture": set(),
+    "fastvideo_dist.process_groups": set(),
+    "fastvideo_dist.stateless_process_group": {"fastvideo_dist.local"},
+    "fastvideo_dist.nodes": {"fastvideo_dist.local", "fastvideo_dist.stateless_process_group"},
+    "fastvideo_dist.wire": {"fastvideo_dist._compat"},
+    "fastvideo_dist.tensor_dict": {
+        "fastvideo_dist.serialize",
+        "fastvideo_dist.wire",
+    },
+    "fastvideo_dist.messages": {
+        "fastvideo_dist.process_groups",
+        "fastvideo_dist.tensor_dict",
+        "fastvideo_dist.wire",
+        "*fastvideo_dist.group_coordinator",
+    },
+    "fastvideo_dist.broadcasts": {
+        "fastvideo_dist._compat",
+        "fastvideo_dist.message_queue",
+        "fastvideo_dist.tensor_dict",
+        "fastvideo_dist.wire",
+    },
+    "fastvideo_dist.device_communicators": set(),
+    "fastvideo_dist.device_communicators.distributed_autograd": set(),
+    "fastvideo_dist.device_communicators.base_device_communicator": {
+        "fastvideo_dist.device_communicators.distributed_autograd",
+        "fastvideo_dist.ops",
+        "fastvideo_dist.process_groups",
+    },
+    "fastvideo_dist.device_communicators.cpu_communicator": {
+        "fastvideo_dist.device_communicators.base_device_communicator"
+    },
+    "fastvideo_dist.device_communicators.cuda_communicator": {
+        "fastvideo_dist.device_communicators.base_device_communicator",
+        "fastvideo_dist.device_communicators.pynccl",
+    },
+    "fastvideo_dist.device_communicators.pynccl": {"fastvideo_dist.stateless_process_group"},
+    "fastvideo_dist.group_coordinator": {
+        "fastvideo_dist.broadcasts",
+        "fastvideo_dist.device_communicators.base_device_communicator",
+        "fastvideo_dist.device_communicators.cpu_communicator",
+        "fastvideo_dist.device_communicators.cuda_communicator",
+        "fastvideo_dist.graph_capture",
+        "fastvideo_dist.local",
+        "fastvideo_dist.message_queue",
+        "fastvideo_dist.messages",
+        "fastvideo_dist.process_groups",
+    },
+    "fastvideo_dist.parallel_state": {
+        "fastvideo_dist.group_coordinator",
+        "fastvideo_dist.local",
+        "fastvideo_dist.nodes",
+        "fastvideo_dist.process_groups",
+        "fastvideo_dist.rank_layout",
+        "fastvideo_dist.tensor_dict",
+    },
+    "fastvideo_dist.communication_op": {"fastvideo_dist.parallel_state", "fastvideo_dist.utils"},
+    "fastvideo_dist.replace": set(),
 }
 FOREIGN = sys.stdlib_module_names - {"ctypes", "mmap", "fcntl"} | {"torch"}
 

@@ -1,0 +1,1 @@
+"""What a coordinator's calls are made of, per device; FastVideo's import paths."""

@@ -1,0 +1,245 @@
+"""c10d groups by their ranks: coordinators of the same ranks share one.
+
+A group of the backend "fastvideo" serves CPU and CUDA tensors alike, so one of them is both the
+device group and the CPU group of a coordinator. World, sequence and data parallel groups often
+have the same ranks; they then hold the same group, counted, and the last one to let go destroys it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import ProcessGroup
+
+__all__ = [
+    "OURS",
+    "SharedGroup",
+    "acquire",
+    "backend_of",
+    "default_group",
+    "init_default_group",
+    "is_alive",
+    "release",
+    "resolve_backend",
+    "timeout_of",
+]
+
+OURS = "fastvideo"
+_UPSTREAM_DEFAULT = "nccl"
+
+# Ranks, backend, timeout.
+_Key = tuple[tuple[int, ...], str, "timedelta | None"]
+
+
+@dataclass(eq=False)
+class SharedGroup:
+    """A c10d group this rank is in, and how many coordinators hold it."""
+
+    group: ProcessGroup
+    key: _Key
+    is_default: bool  # torch.distributed's own; not ours to destroy
+    holders: int = 0
+
+
+# The youngest shared group of each key. Of one default group: the next one begins anew.
+_shared: dict[_Key, SharedGroup] = {}
+_made_under: ProcessGroup | None = None
+
+
+def resolve_backend(backend: str) -> str:
+    """The backend a name of FastVideo's API stands for, in lower case.
+
+    "nccl" is the default of every signature there, whatever the machine; here it means this
+    project's backend, which serves CPU and CUDA tensors. All other names mean what they say.
+    """
+    name = str(backend).lower()
+    return OURS if name == _UPSTREAM_DEFAULT else name
+
+
+def default_group(what: str) -> ProcessGroup:
+    """torch.distributed's group of all ranks.
+
+    Raises:
+        RuntimeError: there is none (yet, or any more); `what` was attempted.
+    """
+    group = dist.group.WORLD
+    if group is None:
+        raise RuntimeError(
+            f"{what}: torch.distributed is not initialised; call init_distributed_environment "
+            "(or torch.distributed.init_process_group) first"
+        )
+    return group
+
+
+def init_default_group(
+    world_size: int,
+    rank: int,
+    init_method: str,
+    backend: str,
+    device_id: torch.device | None,
+    timeout: timedelta | None,
+) -> None:
+    """torch.distributed's own group; see `parallel_state.init_distributed_environment`."""
+    if not 0 <= rank < world_size:
+        raise ValueError(
+            f"init_distributed_environment: there is no rank {rank} of {world_size}; ranks are 0 "
+            f"to {world_size - 1}"
+        )
+    alone = world_size == 1 and init_method == "env://" and "MASTER_ADDR" not in os.environ
+    dist.init_process_group(
+        backend,
+        init_method=None if alone else init_method,
+        store=dist.HashStore() if alone else None,  # type: ignore[attr-defined]
+        world_size=world_size,
+        rank=rank,
+        timeout=timeout,
+        # torch binds only to accelerators, and only to one that is named.
+        device_id=device_id if device_id is not None and device_id.index is not None else None,
+    )
+
+
+def is_alive(group: ProcessGroup) -> bool:
+    """Whether torch.distributed still knows the group."""
+    return group in dist.distributed_c10d._world.pg_map
+
+
+def backend_of(group: ProcessGroup) -> str:
+    """The name the group was made with, such as "fastvideo" or "cpu:gloo,cuda:nccl"."""
+    config = str(dist.distributed_c10d._world.pg_map[group][0]).lower()
+    return config if config != "undefined" else dist.get_backend_config(group).lower()
+
+
+def timeout_of(group: ProcessGroup) -> timedelta | None:
+    """The timeout of the group's calls on CPU tensors; None if its backend does not say."""
+    try:
+        options = group._get_backend(torch.device("cpu")).options
+    except RuntimeError:  # no backend for the CPU, or one without options
+        return None
+    timeout: timedelta | None = getattr(options, "_timeout", None)
+    return timeout
+
+
+def acquire(
+    rank_sets: Sequence[Sequence[int]], backend: str, timeout: timedelta | None, label: str
+) -> SharedGroup | None:
+    """The group of the rank set this rank is in; made if its members do not share one already.
+
+    Collective over all ranks of the default group, also over those in no set.
+
+    Args:
+        rank_sets: global ranks, ascending in each set; the same on all ranks.
+        backend: as `resolve_backend` returns it.
+        timeout: of every call on the group; None: that of the default group.
+        label: for messages, and in those of the group if it is made here.
+
+    Returns:
+        To be given to `release` once; None if this rank is in none of the sets.
+
+    Raises:
+        ValueError: on all ranks alike: the sets are malformed, or the ranks want different groups.
+        torch.distributed.DistBackendError: a rank died or did not come.
+    """
+    world = default_group(f"making the groups of {label}")
+    sets = _checked(rank_sets, world.size(), label)
+    _begin_anew_under(world)
+    timeout = timeout or timeout_of(world)
+    keys = [(ranks, backend, timeout) for ranks in sets]
+    ours = _lookup(keys, world)
+    known = _agree(keys, [ours.get(key) for key in keys], world, label)
+    mine = None
+    for key, is_known in zip(keys, known, strict=True):
+        if not is_known:
+            # All ranks make every group, in the same order: c10d names groups by counting them.
+            group = dist.new_group(list(key[0]), timeout=timeout, backend=backend, group_desc=label)
+            if world.rank() in key[0]:
+                ours[key] = _shared[key] = SharedGroup(group, key, is_default=False)
+        if world.rank() in key[0]:
+            mine = ours[key]
+    if mine is not None:
+        mine.holders += 1
+    return mine
+
+
+def release(shared: SharedGroup) -> None:
+    """Lets go of a group. The last holder destroys it, unless it is the default group. Local."""
+    shared.holders -= 1
+    if shared.holders > 0:
+        return
+    if _shared.get(shared.key) is shared:
+        del _shared[shared.key]
+    if not shared.is_default and is_alive(shared.group):
+        dist.destroy_process_group(shared.group)
+
+
+def _checked(
+    rank_sets: Sequence[Sequence[int]], world_size: int, label: str
+) -> list[tuple[int, ...]]:
+    sets = [tuple(int(rank) for rank in ranks) for ranks in rank_sets]
+    everyone = [rank for ranks in sets for rank in ranks]
+    for ranks in sets:
+        if not ranks:
+            raise ValueError(f"{label}: an empty group among {sets}")
+        if outside := [rank for rank in ranks if not 0 <= rank < world_size]:
+            raise ValueError(
+                f"{label}: ranks {outside} of the group {list(ranks)} do not exist; there are "
+                f"ranks 0 to {world_size - 1}"
+            )
+        if list(ranks) != sorted(set(ranks)):
+            raise ValueError(
+                f"{label}: the ranks of a group must ascend, as c10d numbers them so; got "
+                f"{list(ranks)}"
+            )
+    if len(set(everyone)) != len(everyone):
+        raise ValueError(f"{label}: a rank is in more than one of the groups {sets}")
+    return sets
+
+
+def _begin_anew_under(world: ProcessGroup) -> None:
+    global _made_under
+    if _made_under is not world:
+        _shared.clear()
+        _made_under = world
+
+
+def _lookup(keys: list[_Key], world: ProcessGroup) -> dict[_Key, SharedGroup]:
+    """What this rank shares already, of the keys it is in."""
+    everyone = tuple(range(world.size()))
+    found = {}
+    for key in keys:
+        if (known := _shared.get(key)) is not None and is_alive(known.group):
+            found[key] = known
+        elif key == (everyone, backend_of(world), timeout_of(world)):
+            found[key] = _shared[key] = SharedGroup(world, key, is_default=True)
+    return found
+
+
+def _agree(
+    keys: list[_Key], known: list[SharedGroup | None], world: ProcessGroup, label: str
+) -> list[bool]:
+    """Of each key, whether all its members hold the same group; raises if the keys differ."""
+    names = [shared.group.group_name if shared else "" for shared in known]
+    plans: list[tuple[list[_Key], list[str]]] = [(keys, names)] * world.size()
+    if world.size() > 1:
+        dist.all_gather_object(plans, (keys, names), group=world)
+    for rank, (theirs, _) in enumerate(plans):
+        if theirs != plans[0][0]:
+            raise ValueError(
+                f"{label}: the ranks want different groups. Rank 0: {_describe(plans[0][0])}; "
+                f"rank {rank}: {_describe(theirs)}. Every rank must give the same sizes, backend "
+                "and timeout"
+            )
+    agreed = []
+    for index, (ranks, _, _) in enumerate(keys):
+        held = {plans[rank][1][index] for rank in ranks}
+        agreed.append(len(held) == 1 and held != {""})
+    return agreed
+
+
+def _describe(keys: list[_Key]) -> str:
+    _, backend, timeout = keys[0] if keys else ((), "no", None)
+    return f"{[list(ranks) for ranks, _, _ in keys]}, backend {backend!r}, timeout {timeout}"

@@ -1,0 +1,136 @@
+"""Messages of a head and some buffers, over whatever moves byte tensors in order.
+
+A receiver does not know how long a message is, so each begins with a frame of fixed size. What is
+short rides in the frame; the rest of the head and the small buffers follow as one piece; each
+large buffer goes straight from the sender's memory into the receiver's. So most messages are one
+transfer, and no large tensor is packed or unpacked.
+
+    frame    | magic, head bytes, body bytes | head | small buffers | 0 |   fixed size by kind
+    body     | head | small buffers |            only if they do not fit into the frame
+    large[i] | as it is                          one transfer each
+
+Small buffers begin at multiples of 64 bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from fastvideo_dist._compat import extension
+
+__all__ = ["Kind", "Memory", "bytes_of", "frame_for", "pack", "unpack"]
+
+# From here on an own transfer, at about 10 us, is cheaper than two copies.
+SMALL_BYTES = 32 * 1024
+_ALIGNMENT = 64
+_START = struct.Struct("<QQQ")
+_START_BYTES = _ALIGNMENT
+_MAGIC = 0x64_69_73_74_66_76_64_31
+
+
+class Kind(enum.Enum):
+    """What a message carries; the value is its frame's length in bytes.
+
+    They differ so that ranks which disagree on the call disagree on the size of its first
+    transfer, which the transport notices on all of them.
+    """
+
+    OBJECT = 4096
+    TENSOR_DICT = 4096 + 64
+
+
+class Memory:
+    """Fresh memory, seen as a tensor of uint8 and through Python's buffer protocol."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.tensor = torch.empty(nbytes, dtype=torch.uint8)
+        self.view = memoryview(extension().memory_of(self.tensor))
+
+
+def frame_for(kind: Kind) -> Memory:
+    return Memory(kind.value)
+
+
+def bytes_of(tensor: Tensor) -> Tensor:
+    """The memory of a contiguous tensor as uint8, of one dimension."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def is_large(tensor: Tensor) -> bool:
+    """Whether a buffer is moved by itself: long, or not empty and not in the CPU's memory."""
+    return tensor.nbytes > SMALL_BYTES or (not tensor.is_cpu and tensor.nbytes > 0)
+
+
+def pack(kind: Kind, head: bytes, buffers: Sequence[Tensor]) -> list[Tensor]:
+    """The transfers of a message, in order.
+
+    Args:
+        head: must tell the receiver the sizes of all buffers.
+        buffers: contiguous. The large ones are not copied: they must stay as they are until the
+            transfers are done.
+    """
+    small = [buffer for buffer in buffers if not is_large(buffer)]
+    body_bytes = _aligned(len(head)) + sum(_aligned(buffer.nbytes) for buffer in small)
+    frame = frame_for(kind)
+    _START.pack_into(frame.view, 0, _MAGIC, len(head), body_bytes)
+    fits = body_bytes <= kind.value - _START_BYTES
+    rest = None if fits else Memory(body_bytes)
+    view = frame.view[_START_BYTES:] if rest is None else rest.view
+    view[: len(head)] = head
+    if small:
+        body = frame.tensor[_START_BYTES:] if rest is None else rest.tensor
+        at = _aligned(len(head))
+        for buffer in small:
+            if buffer.nbytes:
+                body[at : at + buffer.nbytes] = bytes_of(buffer)
+            at += _aligned(buffer.nbytes)
+    transfers = [frame.tensor] if rest is None else [frame.tensor, rest.tensor]
+    return transfers + [buffer for buffer in buffers if is_large(buffer)]
+
+
+def unpack(
+    kind: Kind,
+    frame: Memory,
+    receive: Callable[[Tensor], None],
+    targets_of: Callable[[memoryview], Sequence[Tensor]],
+) -> list[Tensor]:
+    """Takes apart a message whose frame has come.
+
+    Args:
+        receive: waits for one tensor.
+        targets_of: makes contiguous memory for each buffer, of what the head says.
+
+    Returns:
+        The large buffers, to be received in this order.
+
+    Raises:
+        RuntimeError: the frame is none of this project's.
+    """
+    magic, head_bytes, body_bytes = _START.unpack_from(frame.view, 0)
+    if magic != _MAGIC:
+        raise RuntimeError(
+            f"expected a message of kind {kind.name} and received {kind.value} bytes that are "
+            "none; do the ranks make the same calls in the same order?"
+        )
+    tensor, view = frame.tensor[_START_BYTES:], frame.view[_START_BYTES:]
+    if body_bytes > kind.value - _START_BYTES:
+        rest = Memory(body_bytes)
+        receive(rest.tensor)
+        tensor, view = rest.tensor, rest.view
+    targets = targets_of(view[:head_bytes])
+    at = _aligned(head_bytes)
+    for target in targets:
+        if not is_large(target):
+            if target.nbytes:
+                bytes_of(target).copy_(tensor[at : at + target.nbytes])
+            at += _aligned(target.nbytes)
+    return [target for target in targets if is_large(target)]
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
