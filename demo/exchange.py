@@ -8,19 +8,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastvideo_dist.ops import all_to_all_4d
+from fastvideo_dist.communication_op import sequence_model_parallel_all_to_all_4D
+from fastvideo_dist.parallel_state import GroupCoordinator, get_world_group
 
 Exchange = Callable[[Tensor], Tensor]
 
 
 def to_heads(x: Tensor) -> Tensor:
     """[1, S/W, H, D] -> [1, S, H/W, D]: my slice of the sequence -> all of it for my heads."""
-    return all_to_all_4d(x, scatter_dim=2, gather_dim=1)
+    return sequence_model_parallel_all_to_all_4D(x, scatter_dim=2, gather_dim=1)
 
 
 def to_sequence(x: Tensor) -> Tensor:
     """[1, S, H/W, D] -> [1, S/W, H, D]: the inverse."""
-    return all_to_all_4d(x, scatter_dim=1, gather_dim=2)
+    return sequence_model_parallel_all_to_all_4D(x, scatter_dim=1, gather_dim=2)
 
 
 def permuted(group: dist.ProcessGroup) -> tuple[Exchange, Exchange]:
@@ -47,8 +48,12 @@ def _swap(blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
     return received
 
 
-def compare(x: Tensor, gloo: dist.ProcessGroup, rounds: int = 15) -> tuple[float, float]:
+def compare(
+    x: Tensor, group: GroupCoordinator, gloo: dist.ProcessGroup, rounds: int = 15
+) -> tuple[float, float]:
     """Median seconds of there-and-back on `x` [1, S/W, H, D]: (fastvideo's op, permutes on gloo).
+
+    `group` and `gloo` are the same ranks; all groups of the world do it at the same time.
 
     The two take turns within one loop, so that a busy moment of the machine meets both. A round
     counts as long as its slowest rank took.
@@ -57,12 +62,12 @@ def compare(x: Tensor, gloo: dist.ProcessGroup, rounds: int = 15) -> tuple[float
     times = torch.zeros(rounds + 2, len(ways), dtype=torch.float64)
     for index in range(times.shape[0]):
         for way, (there, back) in enumerate(ways):
-            dist.barrier()
+            get_world_group().barrier()
             start = time.perf_counter()
             result = back(there(x))
             times[index, way] = time.perf_counter() - start
             if not torch.equal(result, x):
                 raise RuntimeError("the exchange there and back did not return its input")
-    dist.all_reduce(times, dist.ReduceOp.MAX)
+    times = group.all_reduce(times, dist.ReduceOp.MAX)
     fast, slow = (statistics.median(column.tolist()) for column in times[2:].T)  # 2 warm-up rounds
     return fast, slow

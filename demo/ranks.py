@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,34 @@ from tqdm import tqdm
 
 from demo.attention import HEADS, attend, attend_steps, tokenize
 from demo.exchange import compare, to_heads, to_sequence
+from fastvideo_dist.communication_op import (
+    sequence_model_parallel_all_gather,
+    sequence_model_parallel_shard,
+    tensor_model_parallel_all_gather,
+)
+from fastvideo_dist.parallel_state import (
+    cleanup_dist_env_and_memory,
+    get_dp_group,
+    get_sp_group,
+    get_tp_group,
+    get_world_group,
+    init_distributed_environment,
+    initialize_model_parallel,
+)
 
 
 @dataclass(frozen=True)
 class Result:
-    """`out`: attention's result [1, S, H, D]; times in seconds."""
+    """What attention gave, each [1, S, H, D], and times in seconds.
+
+    `out` and `seconds`: in one process, or with the sequence spread over the ranks.
+    `out_by_heads` and `seconds_by_heads`: with the heads spread over them (tensor parallel).
+    """
 
     out: Tensor
     seconds: float
+    out_by_heads: Tensor | None = None
+    seconds_by_heads: float = 0.0
     exchange_fastvideo: float = 0.0
     exchange_gloo: float = 0.0
 
@@ -31,9 +52,17 @@ def run_alone(noisy: Tensor, sigma: float) -> Result:
     torch.set_num_threads(1)
     q, k, v = tokenize(noisy, sigma)
     start = time.perf_counter()
-    with _progress(attend_steps(q.shape[1], len(HEADS)), "1 rank ") as bar:
+    with _progress(attend_steps(q.shape[1], len(HEADS)), "1 rank") as bar:
         out = attend(q, k, v, bar.update)
     return Result(out, time.perf_counter() - start)
+
+
+def group_size(world: int) -> int:
+    """Ranks of a sequence and of a tensor parallel group: half of them if that goes, else all.
+
+    With half, two groups stand side by side, and each answers half of the queries (data parallel).
+    """
+    return world // 2 if world > 2 and world % 2 == 0 else world
 
 
 def run_ranks(noisy: Tensor, sigma: float, world: int) -> Result:
@@ -48,36 +77,54 @@ def run_ranks(noisy: Tensor, sigma: float, world: int) -> Result:
 def _rank_main(rank: int, world: int, folder: str, sigma: float) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # host names need not resolve
-    store = dist.FileStore(f"{folder}/store", world)
-    dist.init_process_group("fastvideo", store=store, rank=rank, world_size=world)
-    gloo = dist.new_group(backend="gloo")
+    init_distributed_environment(world, rank, f"file://{folder}/store", rank, "fastvideo")
+    size = group_size(world)
+    initialize_model_parallel(tensor_model_parallel_size=size, sequence_model_parallel_size=size)
+    sets = [list(range(first, first + size)) for first in range(0, world, size)]
+    gloo, _ = dist.new_subgroups_by_enumeration(sets, backend="gloo")
     try:
-        noisy = torch.load(f"{folder}/noisy.pt")
-        q, k, v = (x.tensor_split(world, dim=1)[rank] for x in tokenize(noisy, sigma))
-        dist.barrier()
-        start = time.perf_counter()
-        gathered = _attend_sequence_parallel(q.contiguous(), k.contiguous(), v.contiguous())
-        seconds = time.perf_counter() - start
-        fast, slow = compare(q.contiguous(), gloo)
+        q, k, v = tokenize(torch.load(f"{folder}/noisy.pt"), sigma)
+        replicas = get_dp_group()
+        q = q.chunk(replicas.world_size, dim=1)[replicas.rank_in_group]
+        out, seconds = _timed(_attend_sequence_parallel, q, k, v)
+        by_heads, seconds_by_heads = _timed(_attend_tensor_parallel, q, k, v)
+        fast, slow = compare(sequence_model_parallel_shard(k, dim=1)[0], get_sp_group(), gloo)
         if rank == 0:
-            times = {"seconds": seconds, "exchange_fastvideo": fast, "exchange_gloo": slow}
-            torch.save({"out": gathered, **times}, f"{folder}/result.pt")
+            result = Result(out, seconds, by_heads, seconds_by_heads, fast, slow)
+            torch.save(vars(result), f"{folder}/result.pt")
     finally:
-        dist.destroy_process_group()
+        cleanup_dist_env_and_memory()
 
 
-def _attend_sequence_parallel(q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-    """My slice [1, S/W, H, D] of q, k, v -> the whole result [1, S, H, D] on rank 0, else None."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    q, k, v = to_heads(q), to_heads(k), to_heads(v)
-    steps = attend_steps(q.shape[1], q.shape[2])
-    with _progress(steps, f"{world} ranks", hide=rank != 0) as bar:
+def _timed(
+    attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, float]:
+    """The answers to all queries, those of the other replicas too, and the seconds it took."""
+    get_world_group().barrier()
+    start = time.perf_counter()
+    out = attention(q, k, v)
+    seconds = time.perf_counter() - start
+    return get_dp_group().all_gather(out, dim=1), seconds
+
+
+def _attend_sequence_parallel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each rank brings its part of the sequence, and attends with its part of the heads."""
+    q, k, v = (to_heads(sequence_model_parallel_shard(x, dim=1)[0]) for x in (q, k, v))
+    with _progress(attend_steps(q.shape[1], q.shape[2]), f"sp={get_sp_group().world_size}") as bar:
         out = to_sequence(attend(q, k, v, bar.update))
-    parts = [torch.empty_like(out) for _ in range(world)] if rank == 0 else None
-    dist.gather(out, parts, dst=0)
-    return None if parts is None else torch.cat(parts, dim=1)
+    return sequence_model_parallel_all_gather(out, dim=1)
 
 
-def _progress(steps: int, label: str, hide: bool = False) -> tqdm:
-    """A progress bar; tqdm reads `disable=None` as "only on a terminal"."""
-    return tqdm(total=steps, desc=label, unit="chunk", disable=True if hide else None)
+def _attend_tensor_parallel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each rank has the whole sequence and its part of the heads from the start."""
+    group = get_tp_group()
+    q, k, v = (x.chunk(group.world_size, dim=2)[group.rank_in_group] for x in (q, k, v))
+    with _progress(attend_steps(q.shape[1], q.shape[2]), f"tp={group.world_size}") as bar:
+        out = attend(q, k, v, bar.update)
+    return tensor_model_parallel_all_gather(out, dim=2)
+
+
+def _progress(steps: int, label: str) -> tqdm:
+    """A progress bar of rank 0; tqdm reads `disable=None` as "only on a terminal"."""
+    hide = dist.is_initialized() and dist.get_rank() != 0
+    return tqdm(total=steps, desc=f"{label:6}", unit="chunk", disable=True if hide else None)

@@ -84,6 +84,7 @@ def test_the_ranks_get_what_one_process_gets(world: int, tmp_path: Path) -> None
     spread = run_ranks(noisy, SIGMA, world)
     assert spread.out.shape == alone.out.shape
     torch.testing.assert_close(spread.out, alone.out, rtol=0, atol=1e-5)
+    torch.testing.assert_close(spread.out_by_heads, alone.out, rtol=0, atol=1e-5)
     assert spread.exchange_fastvideo > 0
     assert spread.exchange_gloo > 0
     denoised = assemble(spread.out, SHAPE)

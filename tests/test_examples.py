@@ -1,4 +1,4 @@
-"""Every numbered example runs as its docstring says and is short."""
+"""Every example runs as its docstring says; the numbered ones are short."""
 
 from __future__ import annotations
 
@@ -31,4 +31,22 @@ def test_example_is_short(example: Path) -> None:
 
 
 def test_there_are_examples() -> None:
-    assert len(NUMBERED) >= 3
+    assert len(NUMBERED) >= 4
+
+
+def test_training_with_a_spread_sequence_equals_one_process() -> None:
+    """Losses and gradients, eager and compiled; the example compares them itself."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "examples.sequence_parallel_training"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command,
+        check=False,
+        cwd=EXAMPLES.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all gradients equal those of one process" in done.stdout
