@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <set>
+#include <string_view>
 
 #include "shm/fingerprint.h"
 #include "shm/group.h"
@@ -156,7 +157,8 @@ void Group::meet(Store& store, int size) {
     throw;
   } catch (const Error& error) {
     tell_others(store, gave_up, error.kind(), text(who, ": ", error.what()));
-    throw;
+    if (std::string_view(error.what()).starts_with("fastvideo: ")) throw;
+    throw Error(error.kind(), text("fastvideo: joining ", where, ": ", error.what()));
   } catch (...) {
     tell_others(store, gave_up, Kind::kAborted, text(who, ": it was interrupted"));
     throw;

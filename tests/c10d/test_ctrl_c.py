@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import threading
@@ -120,4 +121,5 @@ def test_a_waiting_rank_can_be_interrupted(call: str) -> None:
         assert other.report is not None, other
         assert "DistBackendError" in other.report.types, other
         if call == "init":
-            assert "rank 0 gave up: it was interrupted" in other.report.text, other
+            words = r"rank 0 (gave up: it was interrupted|\(pid \d+\) ended while the group was)"
+            assert re.search(words, other.report.text), other  # and not that it never came
