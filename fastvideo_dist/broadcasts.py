@@ -1,13 +1,16 @@
-"""Objects and dictionaries of tensors from one rank to all others, as one message of a queue.
+"""Objects and dictionaries of tensors from one rank to all others.
 
-The first broadcast from a rank makes the queue that it writes and the others read. The writer does
-not wait for its readers while there is room, and one message wakes each reader once, however many
-tensors are in it. Tensors that are not the CPU's follow through the group.
+A broadcast of the group carries a frame of fixed size, and in it the message if that is short. A
+longer one is a message of the queue that the source writes and the others read, where it waits
+before the frame goes out: so the ranks wait once, and ranks that disagree on the call or on its
+source all raise, as in any broadcast. Tensors that are not the CPU's follow through the group.
 """
 
 from __future__ import annotations
 
 import pickle
+import struct
+import zlib
 from datetime import timedelta
 from typing import Any
 
@@ -16,25 +19,33 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from fastvideo_dist import wire
 from fastvideo_dist._compat import extension
+from fastvideo_dist.agreement import Agreement
 from fastvideo_dist.message_queue import MessageQueue
-from fastvideo_dist.tensor_dict import Incoming, encode
-from fastvideo_dist.wire import bytes_of
+from fastvideo_dist.process_groups import OURS, backend_of
+from fastvideo_dist.tensor_dict import Incoming, encode, encode_object
+from fastvideo_dist.wire import Kind, Memory, bytes_of
 
 __all__ = ["Broadcaster"]
 
 # FastVideo's sizes; it asks for the queue and never makes it.
 _CHUNK_BYTES, _CHUNKS = 1 << 22, 6
 
-_OBJECT, _TENSOR_DICT = "broadcast_object", "broadcast_tensor_dict"
+_NAMES = {Kind.OBJECT: "broadcast_object", Kind.TENSOR_DICT: "broadcast_tensor_dict"}
+# After the frame: number of the call, check sum of the coordinator's name, where the message is.
+_MARK = struct.Struct("<QII")
+_IN_FRAME, _IN_QUEUE = 1, 2
+_SIZES = 61  # less than the difference between the kinds
 
 
 class Broadcaster:
     """Broadcasts over one group. Ranks are ranks in the group; one thread at a time.
 
     Raises, from each call:
-        TimeoutError: no message, or no room for one, within the group's timeout.
-        torch.distributed.DistBackendError: a rank died, or the ranks make other calls.
+        TimeoutError: on the source, no room for a long message within the group's timeout.
+        torch.distributed.DistBackendError: a rank died or did not come, or the ranks make other
+            calls: another kind, another source. Then all later broadcasts raise too.
     """
 
     def __init__(
@@ -46,6 +57,10 @@ class Broadcaster:
         self._timeout = None if timeout is None else timeout.total_seconds()
         self._rank = group.rank()
         self._queues: dict[int, MessageQueue] = {}
+        self._agreement = Agreement(group, name)
+        self._is_ours = backend_of(group) == OURS
+        self._code = zlib.crc32(name.encode())
+        self._failed = ""
         # Every message says which call it belongs to, so that ranks out of step notice.
         self._calls = 0
 
@@ -60,31 +75,21 @@ class Broadcaster:
 
     def broadcast_object(self, obj: Any, src: int) -> Any:
         if self._rank == src:
-            self._send(src, _OBJECT, obj)
+            self._send(src, Kind.OBJECT, *encode_object(obj))
             return obj
-        return self._receive(src, _OBJECT)
+        return self._receive(src, Kind.OBJECT).object()
 
     def broadcast_tensor_dict(
         self, tensor_dict: dict[Any, Any] | None, src: int
     ) -> dict[Any, Any] | None:
         if self._rank != src:
-            head, memories = self._receive(src, _TENSOR_DICT)
-            incoming = Incoming(self._device)
-            for tensor in incoming.take(memoryview(head), memories):
-                self._broadcast(tensor, src)
-            return incoming.tensor_dict()
+            return self._receive(src, Kind.TENSOR_DICT).tensor_dict()
         if tensor_dict is None:
             raise TypeError(
                 f"broadcast_tensor_dict on group {self._name!r}: rank {src} is the source and gave "
                 "no dictionary"
             )
-        head, buffers = encode(tensor_dict)
-        memory_of = extension().memory_of
-        here = [pickle.PickleBuffer(memory_of(buffer)) for buffer in buffers if buffer.is_cpu]
-        self._send(src, _TENSOR_DICT, (head, here))
-        for buffer in buffers:
-            if not buffer.is_cpu:
-                self._broadcast(buffer, src)
+        self._send(src, Kind.TENSOR_DICT, *encode(tensor_dict))
         return tensor_dict
 
     def close(self) -> None:
@@ -93,20 +98,86 @@ class Broadcaster:
         for queue in queues.values():
             queue.close()
 
-    def _send(self, src: int, kind: str, content: Any) -> None:
-        self.queue(src).enqueue((self._calls, kind, content), self._timeout)
+    def _send(self, src: int, kind: Kind, head: bytes, buffers: list[Tensor]) -> None:
+        call = self._call(src, kind)
+        frame = Memory(self._bytes_of(kind))
+        memory_of = extension().memory_of
+        where = _IN_FRAME if wire.fits(kind, head, buffers) else _IN_QUEUE
+        if where == _IN_FRAME:
+            wire.pack_into(frame, kind, head, buffers)
+        _MARK.pack_into(frame.view, kind.value, self._calls, self._code, where)
+        here = [pickle.PickleBuffer(memory_of(buffer)) for buffer in buffers if buffer.is_cpu]
+        message = (self._calls, head, here)
+        is_first = src not in self._queues
+        if where == _IN_QUEUE and not is_first:
+            self._queues[src].enqueue(message, self._timeout)
+        self._exchange(call, frame, src)
+        # Making a queue is collective, too: only once all want this one.
+        if where == _IN_QUEUE and is_first:
+            self.queue(src).enqueue(message, self._timeout)
         self._calls += 1
+        if where == _IN_QUEUE:
+            for buffer in buffers:
+                if not buffer.is_cpu:
+                    self._broadcast(buffer, src)
 
-    def _receive(self, src: int, kind: str) -> Any:
-        number, sent, content = self.queue(src).dequeue(self._timeout)
-        if (number, sent) != (self._calls, kind):
-            raise dist.DistBackendError(
-                f"the ranks of group {self._name!r} disagree: {kind} from rank {src} is broadcast "
-                f"number {self._calls} of rank {self._rank}, but rank {src} sent its number "
-                f"{number}, a {sent}; every rank must make the same calls in the same order"
-            )
+    def _receive(self, src: int, kind: Kind) -> Incoming:
+        call = self._call(src, kind)
+        frame = Memory(self._bytes_of(kind))
+        self._exchange(call, frame, src)
+        number, code, where = _MARK.unpack_from(frame.view, kind.value)
+        self._check(call, src, (number, code), (self._calls, self._code))
+        incoming = Incoming(self._device)
+        is_object = kind is Kind.OBJECT
+        if where == _IN_FRAME:
+            targets = incoming.targets_of_object if is_object else incoming.targets
+            wire.unpack(kind, frame, _nothing_follows, targets)
+        else:
+            number, head, memories = self.queue(src).dequeue(self._timeout)
+            self._check(call, src, (number,), (self._calls,))
+            if is_object:
+                incoming.take_object(memories)
+            else:
+                for tensor in incoming.take(memoryview(head), memories):
+                    self._broadcast(tensor, src)
         self._calls += 1
-        return content
+        return incoming
+
+    def _call(self, src: int, kind: Kind) -> str:
+        return f"{_NAMES[kind]} from rank {src}, its number {self._calls}"
+
+    def _bytes_of(self, kind: Kind) -> int:
+        """The transport compares sizes, so they tell the kind and, mostly, the coordinator."""
+        return kind.value + _MARK.size + self._code % _SIZES
+
+    def _exchange(self, call: str, frame: Memory, src: int) -> None:
+        if self._failed:
+            raise dist.DistBackendError(f"{call}: given up, because earlier {self._failed}")
+        try:
+            if not self._is_ours:  # others do not compare the roots
+                self._agreement.check(call)
+            self._group.broadcast(frame.tensor, src).wait()
+        except dist.DistBackendError as error:
+            self._failed = (
+                f"{call} on group {self._name!r}, rank {self._rank}, failed, which is announced in "
+                f"{frame.tensor.nbytes} bytes: {error}"
+            )
+            raise dist.DistBackendError(self._failed) from error
+
+    def _check(self, call: str, src: int, came: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+        if came == wanted:
+            return
+        self._failed = (
+            f"the ranks of group {self._name!r} disagree: rank {self._rank} calls {call}, but rank "
+            f"{src} sent its number {came[0]}"
+            + ("" if came[1:] == wanted[1:] else ", of another coordinator")
+            + "; every rank must make the same calls in the same order"
+        )
+        raise dist.DistBackendError(self._failed)
 
     def _broadcast(self, tensor: Tensor, src: int) -> None:
         dist.broadcast(bytes_of(tensor), group=self._group, group_src=src)
+
+
+def _nothing_follows(_: Tensor) -> None:
+    raise RuntimeError("a message that fits into its frame was announced as longer")

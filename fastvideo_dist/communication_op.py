@@ -6,6 +6,8 @@ Names are looked up here at the time of the call, so replacing one in this modul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -39,10 +41,25 @@ def tensor_model_parallel_all_gather(input_: torch.Tensor, dim: int = -1) -> tor
 
 
 def sequence_model_parallel_all_to_all_4D(  # noqa: N802  (FastVideo's name)
-    input_: torch.Tensor, scatter_dim: int = 2, gather_dim: int = 1
+    input_: torch.Tensor,
+    scatter_dim: int = 2,
+    gather_dim: int = 1,
+    *,
+    scatter_sizes: Sequence[int] | None = None,
+    gather_sizes: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """`[B, S/W, H, D]` to `[B, S, H/W, D]`, or with (1, 2) back, over the sequence group."""
-    return get_sp_group().all_to_all_4D(input_, scatter_dim, gather_dim)
+    """`[B, S/W, H, D]` to `[B, S, H/W, D]`, or with (1, 2) back, over the sequence group.
+
+    Args:
+        scatter_sizes: what each rank gets along `scatter_dim`; None: equal parts.
+        gather_sizes: what each rank has along `gather_dim`; None: as this one.
+    """
+    group = get_sp_group()
+    if scatter_sizes is None and gather_sizes is None:
+        return group.all_to_all_4D(input_, scatter_dim, gather_dim)  # all that a stand-in may know
+    return group.all_to_all_4D(
+        input_, scatter_dim, gather_dim, scatter_sizes=scatter_sizes, gather_sizes=gather_sizes
+    )
 
 
 def sequence_model_parallel_all_gather(input_: torch.Tensor, dim: int = -1) -> torch.Tensor:

@@ -8,6 +8,7 @@ over 400 lines because FastVideo's class has so many methods; each only asks who
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -211,29 +212,58 @@ class GroupCoordinator:
             return self._alone(input_)
         return self._communicator.all_reduce(input_, op)
 
-    def all_gather(self, input_: Tensor, dim: int = -1) -> Tensor:
-        """The tensors of all ranks, which have one shape, joined along `dim`. Differentiable."""
+    def all_gather(
+        self, input_: Tensor, dim: int = -1, *, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        """The tensors of all ranks joined along `dim`; of one shape, or with the `sizes` there.
+
+        Differentiable.
+        """
         if self.world_size == 1:
             return self._alone(input_)
-        return self._communicator.all_gather(input_, dim)
+        return self._communicator.all_gather(input_, dim, sizes=sizes)
 
-    def shard(self, input_: Tensor, dim: int = -1, *, scale_grad: bool) -> Tensor:
-        """This rank's part of `dim`, whose size must be a multiple of the ranks.
+    def shard(
+        self,
+        input_: Tensor,
+        dim: int = -1,
+        *,
+        scale_grad: bool,
+        sizes: Sequence[int] | None = None,
+    ) -> Tensor:
+        """This rank's part of `dim`: of `sizes`, or an equal one if the ranks divide it.
 
         Backward gathers the gradients of all parts, and divides them by the number of ranks if
         `scale_grad`.
         """
         if self.world_size == 1:
             return self._alone(input_)
-        return self._communicator.slice(input_, dim, scale_grad=scale_grad)
+        return self._communicator.slice(input_, dim, scale_grad=scale_grad, sizes=sizes)
 
     def all_to_all_4D(  # noqa: N802  (FastVideo's name)
-        self, input_: Tensor, scatter_dim: int = 2, gather_dim: int = 1
+        self,
+        input_: Tensor,
+        scatter_dim: int = 2,
+        gather_dim: int = 1,
+        *,
+        scatter_sizes: Sequence[int] | None = None,
+        gather_sizes: Sequence[int] | None = None,
     ) -> Tensor:
-        """`[B, S/W, H, D]` to `[B, S, H/W, D]`, or with (1, 2) back; see `ops.all_to_all_4d`."""
+        """`[B, S/W, H, D]` to `[B, S, H/W, D]`, or with (1, 2) back; see `ops.all_to_all_4d`.
+
+        Args:
+            scatter_sizes: how many heads each rank gets; None: equal parts.
+            gather_sizes: how long each rank's part of the sequence is; None: as this one's.
+        """
         if self.world_size == 1:
             return self._alone(input_)
-        return self._communicator.all_to_all_4D(input_, scatter_dim, gather_dim)
+        return self._communicator.all_to_all_4D(
+            input_,
+            scatter_dim,
+            gather_dim,
+            scatter_sizes=scatter_sizes,
+            gather_sizes=gather_sizes,
+        )
 
     def gather(self, input_: Tensor, dst: int = 0, dim: int = -1) -> Tensor | None:
         """The tensors of all ranks joined along `dim`, on `dst`; None elsewhere.
@@ -245,7 +275,10 @@ class GroupCoordinator:
         return self._communicator.gather(input_, dst, dim)
 
     def broadcast(self, input_: Tensor, src: int = 0) -> Tensor:
-        """Overwrites `input_` with that of `src`, and returns it. Any strides, any dtype."""
+        """Overwrites `input_` with that of `src`, and returns it. Any strides, any dtype.
+
+        The shapes must be equal.
+        """
         self._check_rank("broadcast from", src)
         if self.world_size == 1:
             return self._alone(input_)
@@ -257,8 +290,17 @@ class GroupCoordinator:
         self._communicator.send(tensor, dst)
 
     def recv(self, size: torch.Size, dtype: torch.dtype, src: int | None = None) -> Tensor:
-        """A tensor of this size and dtype from `src`, by default the previous rank."""
+        """The next tensor that `src`, by default the previous rank, gave to `send`.
+
+        Raises:
+            ValueError: it has another size or dtype. It is lost; the group stays usable.
+        """
         return self._communicator.recv(size, dtype, src)
+
+    def agree(self, call: str) -> None:
+        """Collective: raises DistBackendError on all ranks if their texts differ."""
+        self._check_alive()
+        self._messages.agree(call)
 
     def barrier(self) -> None:
         """Returns when every rank has called it."""

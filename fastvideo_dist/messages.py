@@ -1,8 +1,9 @@
-"""Objects and dictionaries of tensors from one rank of a c10d group to another."""
+"""Objects, tensors and dictionaries of tensors from one rank of a c10d group to another."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, Work
 
 from fastvideo_dist import wire
+from fastvideo_dist.agreement import Agreement, described
 from fastvideo_dist.process_groups import OURS, backend_of
-from fastvideo_dist.tensor_dict import Incoming, encode, encode_object
+from fastvideo_dist.tensor_dict import Incoming, encode, encode_object, encode_tensor
 from fastvideo_dist.wire import Kind
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ __all__ = ["Messenger", "TensorDictHandle"]
 # follows an earlier one is still under way, and neither meets a tensor the user sends (tag 0).
 _FRAME_TAG = 0x46560001
 _REST_TAG = 0x46560002
+# A messenger for single tensors has the next two: it keeps no order with another one's messages.
+_TAGS_PER_CHANNEL = 2
 
 
 class TensorDictHandle:
@@ -83,7 +87,7 @@ class _Receiving(TensorDictHandle):
         self._gather_group = gather_group
         self.incoming = Incoming(messenger.device)
         self._frame = wire.frame_for(kind)
-        self._frame_work = messenger.irecv(self._frame.tensor, src, _FRAME_TAG)
+        self._frame_work = messenger.irecv(self._frame.tensor, src, messenger.frame_tag)
         self._works: list[Work] = []
         self._done = False
         self._result: dict[Any, Any] | None = None
@@ -113,15 +117,15 @@ class _Receiving(TensorDictHandle):
         """To be called on the first of the queue; waits for the frame."""
         _wait(self._frame_work, timeout)
         self._queue.popleft()
-        is_dict = self._kind is Kind.TENSOR_DICT
-        incoming = self.incoming
+        incoming, tag = self.incoming, self._messenger.rest_tag
+        is_object = self._kind is Kind.OBJECT
         large = wire.unpack(
             self._kind,
             self._frame,
-            lambda body: _wait(self._messenger.irecv(body, self._src, _REST_TAG), None),
-            incoming.targets if is_dict else incoming.targets_of_object,
+            lambda body: _wait(self._messenger.irecv(body, self._src, tag), None),
+            incoming.targets_of_object if is_object else incoming.targets,
         )
-        self._works = [self._messenger.irecv(target, self._src, _REST_TAG) for target in large]
+        self._works = [self._messenger.irecv(target, self._src, tag) for target in large]
 
     def _gather(self) -> None:
         group = self._gather_group
@@ -132,14 +136,24 @@ class _Receiving(TensorDictHandle):
                 f"tensors in {wrong.pop()} parts, all_gather_group has {size} ranks; it must be "
                 "given on both sides, with as many ranks"
             )
-        if group is not None:
+        if group is not None and size > 1:
+            # Parts of different dictionaries may well have the same number of bytes.
+            group.agree(f"recv_tensor_dict of {self.incoming.description or 'no parts'}")
             self.incoming.gather_parts(lambda part: group.all_gather(part, dim=0))
 
 
 class Messenger:
-    """Messages over one group. Ranks are ranks in the group; one thread at a time."""
+    """Messages over one group. Ranks are ranks in the group; one thread at a time.
 
-    def __init__(self, group: ProcessGroup, name: str, device: torch.device) -> None:
+    Args:
+        channel: 0 or 1. Messengers of one group keep their messages apart by it.
+    """
+
+    def __init__(
+        self, group: ProcessGroup, name: str, device: torch.device, channel: int = 0
+    ) -> None:
+        self.frame_tag = _FRAME_TAG + channel * _TAGS_PER_CHANNEL
+        self.rest_tag = _REST_TAG + channel * _TAGS_PER_CHANNEL
         self.name = name
         self.device = device
         self._group = group
@@ -147,9 +161,18 @@ class Messenger:
         # Other backends neither take strided tensors nor know all dtypes.
         self._is_ours = backend_of(group) == OURS
         self._receiving: dict[int, deque[_Receiving]] = {}
+        self._agreement: Agreement | None = None
+
+    def agree(self, call: str) -> None:
+        """See `Agreement.check`."""
+        if self._agreement is None:
+            self._agreement = Agreement(self._group, self.name)
+        self._agreement.check(call)
 
     def broadcast_tensor(self, tensor: Tensor, src: int) -> None:
-        """In place, whatever the strides and the dtype."""
+        """In place, whatever the strides and the dtype; the shapes must be equal."""
+        if tensor.is_cpu:  # no rank waits for another before a GPU's work is in its stream
+            self.agree(f"broadcast of {described(tensor)} from rank {src}")
         if self._is_ours or tensor.numel() == 0:
             self._broadcast(tensor, src)
             return
@@ -167,6 +190,22 @@ class Messenger:
         receiving.wait_for_buffers()
         return receiving.incoming.object()
 
+    def send_tensor(self, tensor: Tensor, dst: int) -> None:
+        self._isend(Kind.TENSOR, *encode_tensor(tensor), dst).wait()
+
+    def recv_tensor(self, size: Sequence[int], dtype: torch.dtype, src: int) -> Tensor:
+        """Takes what was sent, whatever it is, and raises ValueError if it is not as announced."""
+        receiving = self._irecv(Kind.TENSOR, src, None)
+        receiving.wait_for_buffers()
+        tensor = receiving.incoming.tensor
+        if tensor.shape != torch.Size(size) or tensor.dtype != dtype:
+            raise ValueError(
+                f"recv on group {self.name!r}, rank {self._rank}: expected "
+                f"{str(dtype).removeprefix('torch.')} {list(size)}, rank {src} sent "
+                f"{described(tensor)}; what was sent is lost, the group stays usable"
+            )
+        return tensor
+
     def isend_tensor_dict(
         self, tensor_dict: dict[Any, Any], dst: int, parts: int, part: int
     ) -> TensorDictHandle:
@@ -182,7 +221,7 @@ class Messenger:
 
     def _isend(self, kind: Kind, head: bytes, buffers: list[Tensor], dst: int) -> _Sending:
         tensors = wire.pack(kind, head, buffers)
-        tags = [_FRAME_TAG] + [_REST_TAG] * (len(tensors) - 1)
+        tags = [self.frame_tag] + [self.rest_tag] * (len(tensors) - 1)
         works = [
             self._group.send([wire.bytes_of(tensor)], dst, tag)
             for tensor, tag in zip(tensors, tags, strict=True)

@@ -1,4 +1,4 @@
-"""Dictionaries of tensors as messages: a typed table of the tensors, pickle only for the rest.
+"""Tensors and dictionaries of them as messages: a typed table, pickle only for the rest.
 
 The head of a message:
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from fastvideo_dist.serialize import pack, unpack
 from fastvideo_dist.wire import Memory, is_large
 
-__all__ = ["Incoming", "TensorMetadata", "encode", "encode_object"]
+__all__ = ["Incoming", "TensorMetadata", "encode", "encode_object", "encode_tensor"]
 
 # Of each tensor of a message; `device` is a type without an index: the receiver takes its own.
 TensorMetadata = namedtuple("TensorMetadata", ["device", "dtype", "size"])
@@ -105,6 +105,16 @@ def encode_object(obj: Any) -> tuple[bytes, list[Tensor]]:
     return head, [_tensor_over(view) for view in views]
 
 
+def encode_tensor(tensor: Tensor) -> tuple[bytes, list[Tensor]]:
+    """The head and the buffer of a message that carries one tensor, of any strides.
+
+    Raises:
+        TypeError: it is sparse, quantised, or of an unknown dtype.
+    """
+    memory = _contiguous(tensor, ())
+    return _COUNTS.pack(1, 0) + _describe(memory, (), 1) + struct.pack("<Q", 0), [memory]
+
+
 class Incoming:
     """The receiver's side: memory for what a head announces, then what came.
 
@@ -177,10 +187,30 @@ class Incoming:
         self._views = [memory.view for memory in memories]
         return [memory.tensor for memory in memories]
 
+    def take_object(self, memories: Sequence[Any]) -> None:
+        """As `targets_of_object`, but with the memory that the buffers came in."""
+        self._views = [memoryview(memory) for memory in memories]
+
+    @property
+    def tensor(self) -> Tensor:
+        """Of a message that carries one."""
+        return self._tensors[0]
+
     @property
     def parts(self) -> set[int]:
         """Into how many parts the sender has divided tensors."""
         return set(self._parts)
+
+    @property
+    def description(self) -> str:
+        """Of the tensors that came in parts; equal on ranks whose parts belong together."""
+        paths, is_tensor, _ = unpack(self._stream, self._views)
+        named = [path for path, tensor in zip(paths, is_tensor, strict=True) if tensor]
+        return ", ".join(
+            f"{_name(path)} {metadata.dtype} {list(metadata.size)}"
+            for path, metadata, parts in zip(named, self._metadata, self._parts, strict=True)
+            if parts > 1
+        )
 
     def gather_parts(self, gather: Any) -> None:
         """Replaces each part by the whole; `gather` concatenates those of all ranks."""
@@ -254,7 +284,7 @@ def _tensor_in(memory: Any, metadata: TensorMetadata) -> Tensor:
 
 
 def _name(path: _Path) -> str:
-    return "".join(f"[{key!r}]" for key in path)
+    return "".join(f"[{key!r}]" for key in path) or "given"
 
 
 def _what(tensor: Tensor) -> str:

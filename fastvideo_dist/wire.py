@@ -42,6 +42,7 @@ class Kind(enum.Enum):
 
     OBJECT = 4096
     TENSOR_DICT = 4096 + 64
+    TENSOR = 4096 + 128
 
 
 class Memory:
@@ -74,12 +75,28 @@ def pack(kind: Kind, head: bytes, buffers: Sequence[Tensor]) -> list[Tensor]:
         buffers: contiguous. The large ones are not copied: they must stay as they are until the
             transfers are done.
     """
-    small = [buffer for buffer in buffers if not is_large(buffer)]
-    body_bytes = _aligned(len(head)) + sum(_aligned(buffer.nbytes) for buffer in small)
     frame = frame_for(kind)
+    transfers = pack_into(frame, kind, head, buffers)
+    return [*transfers, *(buffer for buffer in buffers if is_large(buffer))]
+
+
+def fits(kind: Kind, head: bytes, buffers: Sequence[Tensor]) -> bool:
+    """Whether the frame is the whole message."""
+    if any(is_large(buffer) for buffer in buffers):
+        return False
+    return _body_bytes(head, buffers) <= kind.value - _START_BYTES
+
+
+def _body_bytes(head: bytes, small: Sequence[Tensor]) -> int:
+    return _aligned(len(head)) + sum(_aligned(buffer.nbytes) for buffer in small)
+
+
+def pack_into(frame: Memory, kind: Kind, head: bytes, buffers: Sequence[Tensor]) -> list[Tensor]:
+    """As `pack`, with a frame that is there and may be longer; without the large buffers."""
+    small = [buffer for buffer in buffers if not is_large(buffer)]
+    body_bytes = _body_bytes(head, small)
     _START.pack_into(frame.view, 0, _MAGIC, len(head), body_bytes)
-    fits = body_bytes <= kind.value - _START_BYTES
-    rest = None if fits else Memory(body_bytes)
+    rest = None if body_bytes <= kind.value - _START_BYTES else Memory(body_bytes)
     view = frame.view[_START_BYTES:] if rest is None else rest.view
     view[: len(head)] = head
     if small:
@@ -89,8 +106,7 @@ def pack(kind: Kind, head: bytes, buffers: Sequence[Tensor]) -> list[Tensor]:
             if buffer.nbytes:
                 body[at : at + buffer.nbytes] = bytes_of(buffer)
             at += _aligned(buffer.nbytes)
-    transfers = [frame.tensor] if rest is None else [frame.tensor, rest.tensor]
-    return transfers + [buffer for buffer in buffers if is_large(buffer)]
+    return [frame.tensor] if rest is None else [frame.tensor, rest.tensor]
 
 
 def unpack(

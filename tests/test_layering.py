@@ -98,11 +98,13 @@ IMPORTS = {
     "fastvideo_dist.stateless_process_group": {"fastvideo_dist.local"},
     "fastvideo_dist.nodes": {"fastvideo_dist.local", "fastvideo_dist.stateless_process_group"},
     "fastvideo_dist.wire": {"fastvideo_dist._compat"},
+    "fastvideo_dist.agreement": {"fastvideo_dist.wire"},
     "fastvideo_dist.tensor_dict": {
         "fastvideo_dist.serialize",
         "fastvideo_dist.wire",
     },
     "fastvideo_dist.messages": {
+        "fastvideo_dist.agreement",
         "fastvideo_dist.process_groups",
         "fastvideo_dist.tensor_dict",
         "fastvideo_dist.wire",
@@ -110,14 +112,18 @@ IMPORTS = {
     },
     "fastvideo_dist.broadcasts": {
         "fastvideo_dist._compat",
+        "fastvideo_dist.agreement",
         "fastvideo_dist.message_queue",
+        "fastvideo_dist.process_groups",
         "fastvideo_dist.tensor_dict",
         "fastvideo_dist.wire",
     },
     "fastvideo_dist.device_communicators": set(),
     "fastvideo_dist.device_communicators.distributed_autograd": set(),
     "fastvideo_dist.device_communicators.base_device_communicator": {
+        "fastvideo_dist.agreement",
         "fastvideo_dist.device_communicators.distributed_autograd",
+        "fastvideo_dist.messages",
         "fastvideo_dist.ops",
         "fastvideo_dist.process_groups",
     },

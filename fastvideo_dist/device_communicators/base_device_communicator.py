@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 
 from fastvideo_dist import ops
+from fastvideo_dist.agreement import described
 from fastvideo_dist.device_communicators.distributed_autograd import DistributedAutograd, apply
+from fastvideo_dist.messages import Messenger
 from fastvideo_dist.process_groups import OURS, backend_of
 
 __all__ = ["DeviceCommunicatorBase", "DistributedAutograd"]
@@ -72,6 +75,7 @@ class DeviceCommunicatorBase:
         self._group = device_group if device_group is not None else cpu_group
         # The ops know this project's backend alone.
         self._by_ops = backend_of(self._group) == OURS
+        self._messages = Messenger(self._group, unique_name, self.device, channel=1)
 
     def all_reduce(
         self, input_: Tensor, op: ReduceOp | ReduceOp.RedOpType | None = ReduceOp.SUM
@@ -82,34 +86,63 @@ class DeviceCommunicatorBase:
         op_name(op)
         return apply(DistributedAutograd.AllReduce, self._group, input_, op)
 
-    def all_gather(self, input_: Tensor, dim: int = -1) -> Tensor:
-        """The tensors of all ranks, which have the same shape, joined along `dim`."""
+    def all_gather(
+        self, input_: Tensor, dim: int = -1, *, sizes: Sequence[int] | None = None
+    ) -> Tensor:
+        """The tensors of all ranks, which have the same shape, joined along `dim`.
+
+        Args:
+            sizes: what each rank has along `dim`, if they differ.
+        """
         dim = self._checked_dim("all_gather", input_, dim)
         if self._by_ops:
-            return ops.all_gather(input_, dim, self._group)
+            return ops.all_gather(input_, dim, self._group, sizes)
+        self._check_even("all_gather", sizes=sizes)
         return apply(DistributedAutograd.AllGather, self._group, input_, self.world_size, dim)
 
-    def slice(self, input_: Tensor, dim: int = -1, *, scale_grad: bool) -> Tensor:
-        """This rank's part of `dim`. Backward gathers; `scale_grad` divides by the ranks then."""
+    def slice(
+        self,
+        input_: Tensor,
+        dim: int = -1,
+        *,
+        scale_grad: bool,
+        sizes: Sequence[int] | None = None,
+    ) -> Tensor:
+        """This rank's part of `dim`. Backward gathers; `scale_grad` divides by the ranks then.
+
+        Args:
+            sizes: what each rank gets along `dim`; without them it must be a multiple of the ranks.
+        """
         dim = self._checked_dim("shard", input_, dim)
-        self._check_divides("shard", input_, dim)
+        if sizes is None:
+            self._check_divides("shard", input_, dim)
         if self._by_ops:
-            return ops.shard(input_, dim, self._group, scale_grad=scale_grad)
+            return ops.shard(input_, dim, self._group, scale_grad=scale_grad, sizes=sizes)
+        self._check_even("shard", sizes=sizes)
         return apply(
             DistributedAutograd.Slice, self._group, input_, self.world_size, dim, scale_grad
         )
 
     def all_to_all_4D(  # noqa: N802  (FastVideo's name)
-        self, input_: Tensor, scatter_dim: int = 2, gather_dim: int = 1
+        self,
+        input_: Tensor,
+        scatter_dim: int = 2,
+        gather_dim: int = 1,
+        *,
+        scatter_sizes: Sequence[int] | None = None,
+        gather_sizes: Sequence[int] | None = None,
     ) -> Tensor:
         """Scatters one dimension over the ranks and gathers another; see `ops.all_to_all_4d`.
 
-        Parts are equal here, as FastVideo's way back names no sizes; the op knows unequal ones.
+        Parts are equal unless sizes are given, as FastVideo's way back names none.
         """
-        if input_.dim() == 4 and 0 <= scatter_dim < 4:
+        if scatter_sizes is None and input_.dim() == 4 and 0 <= scatter_dim < 4:
             self._check_divides("all_to_all_4D", input_, scatter_dim)
         if self._by_ops:
-            return ops.all_to_all_4d(input_, scatter_dim, gather_dim, self._group)
+            return ops.all_to_all_4d(
+                input_, scatter_dim, gather_dim, self._group, scatter_sizes, gather_sizes
+            )
+        self._check_even("all_to_all_4D", scatter_sizes=scatter_sizes, gather_sizes=gather_sizes)
         return apply(
             DistributedAutograd.AllToAll4D,
             self._group,
@@ -126,6 +159,8 @@ class DeviceCommunicatorBase:
         """
         dim = self._checked_dim("gather", input_, dim)
         self._check_rank("gather to", dst)
+        if input_.is_cpu:
+            self._messages.agree(f"gather of {described(input_)} to rank {dst}, dimension {dim}")
         sent = input_.detach()
         output, parts = None, None
         if self.rank == dst:
@@ -148,15 +183,17 @@ class DeviceCommunicatorBase:
         """Sends to `dst`, by default the next rank. Returns when the tensor may be changed."""
         dst = (self.rank + 1) % self.world_size if dst is None else dst
         self._check_peer("send to", dst)
-        dist.send(tensor.detach().contiguous(), group=self._group, group_dst=dst)
+        self._messages.send_tensor(tensor, dst)
 
     def recv(self, size: torch.Size, dtype: torch.dtype, src: int | None = None) -> Tensor:
-        """A new tensor of this size and dtype from `src`, by default the previous rank."""
+        """The next tensor that `src` sent, by default the previous rank; in new memory.
+
+        Raises:
+            ValueError: it has another shape or dtype. It is lost; the group stays usable.
+        """
         src = (self.rank - 1) % self.world_size if src is None else src
         self._check_peer("recv from", src)
-        tensor = torch.empty(size, dtype=dtype, device=self.device)
-        dist.recv(tensor, group=self._group, group_src=src)
-        return tensor
+        return self._messages.recv_tensor(size, dtype, src).to(self.device)
 
     def destroy(self) -> None:
         """Frees what the communicator itself holds; the groups are its maker's. Idempotent."""
@@ -177,8 +214,14 @@ class DeviceCommunicatorBase:
             raise ValueError(
                 f"{what} on group {self.unique_name!r}, rank {self.rank}: dimension {dim} of shape "
                 f"{list(tensor.shape)} has size {tensor.size(dim)}, no multiple of the "
-                f"{self.world_size} ranks; pad it, or give its parts to the op in "
-                "fastvideo_dist.ops"
+                f"{self.world_size} ranks; pad it, or give the sizes of its parts"
+            )
+
+    def _check_even(self, what: str, **sizes: Sequence[int] | None) -> None:
+        if given := [name for name, value in sizes.items() if value is not None]:
+            raise NotImplementedError(
+                f"{what} on group {self.unique_name!r}, rank {self.rank}: {given[0]} need a group "
+                f"of the backend {OURS!r}; this one is of {backend_of(self._group)!r}"
             )
 
     def _check_rank(self, what: str, rank: int) -> None:

@@ -30,10 +30,11 @@ def check_cpu(rank: int, world_size: int) -> None:
     assert (x == rank).all()
     assert communicator.all_gather(x).shape == (2 * world_size,)
     if world_size > 1:
-        work = dist.isend(torch.ones(1), (rank + 1) % world_size)
-        communicator.recv(torch.Size([1]), torch.float32)
-        assert work is not None
-        work.wait()
+        if rank > 0:  # rank 0 receives first, so that nobody is stuck
+            communicator.send(x)
+        assert communicator.recv(x.shape, x.dtype).tolist() == 2 * [(rank - 1) % world_size]
+        if rank == 0:
+            communicator.send(x)
     communicator.destroy()
     communicator.destroy()
     with job(rank, world_size):

@@ -7,12 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed import ReduceOp
+from torch.distributed import DistBackendError, ReduceOp
 
 import reference
 from c10d import cases
 from fastvideo_dist import GroupCoordinator
 from fastvideo_dist import parallel_state as ps
+from fastvideo_dist.communication_op import sequence_model_parallel_all_to_all_4D
+from fastvideo_dist.ops import split_sizes
 from harness import run_ranks
 from layer.jobs import fails, job
 
@@ -254,10 +256,13 @@ def check_disagreement(rank: int, world_size: int, case: str) -> None:
         "broadcast, sizes": lambda: group.broadcast(torch.ones(count)),
         "broadcast, sources": lambda: group.broadcast(torch.ones(4), src=int(odd)),
         "broadcast, dtypes": lambda: group.broadcast(torch.ones(4, dtype=dtype)),
+        "broadcast, shapes": lambda: group.broadcast(torch.ones((3, 2) if odd else (2, 3))),
         "gather, sizes": lambda: group.gather(torch.ones(count)),
+        "gather, shapes": lambda: group.gather(torch.ones((3, 2) if odd else (2, 3))),
+        "gather, roots": lambda: group.gather(torch.ones(4), int(odd)),
         "other calls": lambda: group.barrier() if odd else group.all_reduce(torch.ones(1)),
     }
-    with fails(torch.distributed.DistBackendError, 'group "', "rank"):
+    with fails(DistBackendError, "group", "rank", *WORDS.get(case, ())):
         calls[case]()
     ps.cleanup_dist_env_and_memory()
 
@@ -265,8 +270,15 @@ def check_disagreement(rank: int, world_size: int, case: str) -> None:
 DISAGREEMENTS = [
     *("all_reduce, sizes", "all_reduce, dtypes", "all_reduce, ops", "all_gather, shapes"),
     *("all_to_all_4D, shapes", "broadcast, sizes", "broadcast, sources", "broadcast, dtypes"),
-    *("gather, sizes", "other calls"),
+    *("broadcast, shapes", "gather, sizes", "gather, shapes", "gather, roots", "other calls"),
 ]
+WORDS = {
+    "broadcast, shapes": ("float32 [2, 3]", "float32 [3, 2]", "sp:0"),
+    "broadcast, sources": ("from rank 0", "from rank 1", "sp:0"),
+    "broadcast, dtypes": ("float32 [4]", "float64 [4]", "sp:0"),
+    "gather, shapes": ("float32 [2, 3]", "float32 [3, 2]", "sp:0"),
+    "gather, roots": ("to rank 0", "to rank 1", "sp:0"),
+}
 
 
 @pytest.mark.parametrize("case", DISAGREEMENTS)
@@ -274,23 +286,97 @@ def test_ranks_that_disagree_raise_on_all(case: str) -> None:
     run_ranks(check_disagreement, 3, case=case)
 
 
-def check_receiver(rank: int, world_size: int, wrong: str) -> None:
-    """The receiver asks for another tensor than was sent."""
-    ps.init_distributed_environment(world_size, rank)
-    group = ps.get_world_group()
-    if rank == 0:
-        with fails(torch.distributed.DistBackendError):
-            group.send(torch.ones(2, 3), 1)
-            group.barrier()
-    else:
-        shape = torch.Size([2, 4]) if wrong == "shape" else torch.Size([2, 3])
-        dtype = torch.int32 if wrong == "dtype" else torch.float32
-        values = ("24 bytes", "32 bytes") if wrong == "shape" else ("float32", "int32")
-        with fails(torch.distributed.DistBackendError, "recv", *values):
-            group.recv(shape, dtype, 0)
-    ps.cleanup_dist_env_and_memory()
+TENSORS = (torch.ones(2, 3), torch.ones(200, 300), torch.ones(0, 7), torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("wrong", ["shape", "dtype"])
-def test_a_receiver_that_expects_something_else_is_told(wrong: str) -> None:
-    run_ranks(check_receiver, 2, wrong=wrong)
+def check_receiver(rank: int, world_size: int, backend: str) -> None:
+    """The receiver asks for another tensor than was sent; it is told, and the next one comes."""
+    with job(rank, world_size):
+        group = over(backend, world_size)
+        for sent in TENSORS:
+            shape = list(sent.shape)
+            if rank == 0:
+                for _ in range(4):
+                    group.send(sent, 1)
+                continue
+            for size, dtype in (
+                (shape[::-1] if sent.dim() > 1 else [1], torch.float32),
+                ([*shape, 2], torch.float32),
+                (shape, torch.int32),
+            ):
+                values = (f"float32 {shape}", f"{str(dtype)[6:]} {list(size)}")
+                with fails(ValueError, "recv", group.unique_name, "rank 1", "rank 0", *values):
+                    group.recv(torch.Size(size), dtype, 0)
+            assert torch.equal(group.recv(sent.shape, sent.dtype, 0), sent)
+        with fails(TypeError, "layout"):
+            group.send(torch.eye(3).to_sparse(), 1 - rank)
+        communicator = group.device_communicator
+        assert communicator is not None
+        if rank == 0:
+            communicator.send(torch.ones(2, 3), 1)
+        else:
+            with fails(ValueError, "[3, 2]", "[2, 3]"):
+                communicator.recv(torch.Size([3, 2]), torch.float32, 0)
+        group.barrier()
+
+
+@BACKENDS
+def test_a_receiver_that_expects_something_else_is_told(backend: str) -> None:
+    run_ranks(check_receiver, 2, backend=backend)
+
+
+def check_other_message(rank: int, world_size: int) -> None:
+    """A dictionary is no tensor and no object; tensors stand beside the order of the others."""
+    with job(rank, world_size):
+        group = ps.get_sp_group()
+        if rank == 0:
+            group.isend_tensor_dict({"x": torch.full((60_000,), 2.0)}, 1)
+            group.send(torch.full((50_000,), 3.0), 1)
+        else:
+            handle = group.irecv_tensor_dict(0)
+            assert (group.recv(torch.Size([50_000]), torch.float32, 0) == 3).all()
+            received = handle.wait()
+            assert received is not None
+            assert (received["x"] == 2).all()
+        group.barrier()
+
+
+def test_tensors_overtake_dictionaries() -> None:
+    run_ranks(check_other_message, 2)
+
+
+def check_unequal(rank: int, world_size: int) -> None:
+    """7 heads and a sequence of 11 over the ranks, there and back; values and gradients."""
+    with job(rank, world_size):
+        group = ps.get_sp_group()
+        heads, lengths = split_sizes(7, world_size), split_sizes(11, world_size)
+        whole = cases.make(0, (2, 11, 7, 3), torch.float64)
+        weight = cases.make(1, whole.shape, torch.float64)
+        x = whole.split(lengths, 1)[rank].clone().requires_grad_()
+        for call in (group.all_to_all_4D, sequence_model_parallel_all_to_all_4D):
+            x.grad = None
+            y = call(x, 2, 1, scatter_sizes=heads, gather_sizes=lengths)
+            assert torch.equal(y, whole.split(heads, 2)[rank])
+            (y**2 * weight.split(heads, 2)[rank]).sum().backward()
+            torch.testing.assert_close(x.grad, (2 * whole * weight).split(lengths, 1)[rank])
+            back = call(y, 1, 2, scatter_sizes=lengths, gather_sizes=heads)
+            assert torch.equal(back, x)
+        part = group.shard(whole, 1, scale_grad=True, sizes=lengths)
+        assert torch.equal(part, x)
+        assert torch.equal(group.all_gather(part, 1, sizes=lengths), whole)
+        with fails(ValueError, "scatter_sizes", "7"):
+            group.all_to_all_4D(x, 2, 1, scatter_sizes=[1] * world_size, gather_sizes=lengths)
+        gloo = over("gloo", world_size)
+        with fails(NotImplementedError, "scatter_sizes", "fastvideo", "gloo"):
+            gloo.all_to_all_4D(x, 2, 1, scatter_sizes=heads)
+        for wrong in (
+            lambda: gloo.shard(whole, 1, scale_grad=True, sizes=lengths),
+            lambda: gloo.all_gather(x, 1, sizes=lengths),
+        ):
+            with fails(NotImplementedError, "sizes", "gloo"):
+                wrong()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_unequal_parts(world_size: int) -> None:
+    run_ranks(check_unequal, world_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -61,16 +62,24 @@ CALLS: dict[str, Callable[[], object]] = {
     "all_gather": lambda: group().all_gather(torch.ones(LARGE)),
     "all_to_all_4D": lambda: group().all_to_all_4D(torch.ones(LARGE)),
     "shard, backward": backward_of_shard,
+    "all_to_all_4D, unequal": lambda: group().all_to_all_4D(
+        torch.ones(LARGE), scatter_sizes=[10, 20, 18]
+    ),
     "broadcast": lambda: group().broadcast(torch.ones(LARGE)),
     "gather": lambda: group().gather(torch.ones(LARGE)),
     "barrier": lambda: group().barrier(),
     "broadcast_object": lambda: group().broadcast_object(tensors()),
+    "broadcast_object, short": lambda: group().broadcast_object({"step": 1}),
     "broadcast_object, queue": lambda: ps.get_tp_group().broadcast_object(tensors()),
     "broadcast_object_list": lambda: group().broadcast_object_list([tensors()]),
     "broadcast_tensor_dict": lambda: group().broadcast_tensor_dict(tensors()),
     "send, recv": lambda: around(
         lambda to: group().send(torch.ones(LARGE), to),
         lambda source: group().recv(LARGE, torch.float32, source),
+    ),
+    "send, recv, short": lambda: around(
+        lambda to: group().send(torch.ones(3), to),
+        lambda source: group().recv(torch.Size([3]), torch.float32, source),
     ),
     "objects": lambda: around(
         lambda to: group().send_object(tensors(), to), lambda source: group().recv_object(source)
@@ -104,6 +113,23 @@ def test_survivors_raise(call: str, record_property: Record) -> None:
         for outcome in ranks.outcomes([0, 2]):
             seconds = expect.broken(outcome, rf"(rank|reader|writer).*{pid}", at)
             record_property("seconds", seconds)
+
+
+PROMISED_S = 0.1
+KILLED_IN = ("all_to_all_4D", "broadcast_object", "broadcast_tensor_dict", "tensor dicts", "gather")
+
+
+def test_the_median_survivor_raises_within_a_hundred_milliseconds(record_property: Record) -> None:
+    """The bound is promised for an idle machine; the median forgives it a neighbour."""
+    seconds = []
+    for call in KILLED_IN:
+        with fresh_ranks(loop, 3, call=call) as ranks:
+            ranks.wait_until("inside")
+            at = ranks.kill(VICTIM)
+            outcomes = ranks.outcomes([0, 2])
+        seconds += [expect.broken(outcome, "(rank|reader|writer).*pid", at) for outcome in outcomes]
+    record_property("seconds", seconds)
+    assert statistics.median(seconds) < PROMISED_S, seconds
 
 
 STATELESS: dict[str, Callable[[StatelessProcessGroup], object]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -216,17 +217,20 @@ def check_out_of_step(rank: int, world_size: int, case: str) -> None:
     with job(rank, world_size):
         group = ps.get_sp_group()
         if rank == 0:
-            group.broadcast_tensor_dict({"x": torch.ones(3)})
-            group.barrier()
+            ending: Any = fails(dist.DistBackendError, "sp:0", "broadcast_tensor_dict")
+            with ending if case == "kind" else contextlib.nullcontext():
+                group.broadcast_tensor_dict({"x": torch.ones(3)})
         elif case == "kind":
-            with fails(dist.DistBackendError, "sp:0", "broadcast_object", "broadcast_tensor_dict"):
+            with fails(dist.DistBackendError, "sp:0", "broadcast_object"):
                 group.broadcast_object()
-            group.barrier()
+            with fails(dist.DistBackendError, "given up", "broadcast_object from rank 0"):
+                group.broadcast_object()
         else:
             group._broadcaster(None, 0)[0]._calls = 7
-            with fails(dist.DistBackendError, "number 7 of rank 1", "its number 0", "disagree"):
+            with fails(dist.DistBackendError, "number 7", "number 0", "disagree", "rank 1"):
                 group.broadcast_tensor_dict()
-            group.barrier()
+            with fails(dist.DistBackendError, "given up", "disagree"):
+                group.broadcast_object()
 
 
 @pytest.mark.parametrize("case", ["kind", "number"])
@@ -240,7 +244,7 @@ def check_deadline(rank: int, world_size: int) -> None:
     group = ps.init_model_parallel_group([[0, 1]], 0, "nccl", group_name="test", timeout=timeout)
     group.broadcast_object(1)
     if rank == 1:
-        with fails(TimeoutError, "test:0"):
+        with fails(dist.DistBackendError, "test:0", "waited 1.0 s", "missing: rank 0"):
             group.broadcast_object()
     ps.get_world_group().barrier()
     ps.cleanup_dist_env_and_memory()
@@ -251,17 +255,18 @@ def test_a_broadcast_has_the_deadline_of_the_group() -> None:
 
 
 def check_queue(rank: int, world_size: int) -> None:
-    """The tensor parallel group has a queue; its writer does not wait for the readers."""
+    """The tensor parallel group has a queue; its writer need not wait for the readers."""
     with job(rank, world_size, tp=world_size):
         group = ps.get_tp_group()
         assert isinstance(group.mq_broadcaster, MessageQueue)
         assert ps.get_sp_group().mq_broadcaster is None
         if rank == 0:
             for number in range(4):
-                assert group.broadcast_object(number) == number
+                group.mq_broadcaster.enqueue(number)
         group.barrier()
         if rank != 0:
-            assert [group.broadcast_object() for _ in range(4)] == [0, 1, 2, 3]
+            assert [group.mq_broadcaster.dequeue() for _ in range(4)] == [0, 1, 2, 3]
+        assert group.broadcast_object(rank) == 0
         check(group.broadcast_object(make(0) if rank == 0 else None)["large"], make(0)["large"])
         assert group.broadcast_object(rank, src=1) == 1  # the queue has one writer
 
@@ -302,3 +307,67 @@ def check_wrong_kind(rank: int, world_size: int) -> None:
 
 def test_an_object_is_no_dictionary() -> None:
     run_ranks(check_wrong_kind, 2)
+
+
+BROADCASTS: dict[str, Callable[[GroupCoordinator, int], object]] = {
+    "broadcast_object": lambda group, src: group.broadcast_object({"a": 1}, src),
+    "broadcast_object_list": lambda group, src: group.broadcast_object_list([1], src),
+    "broadcast_tensor_dict": lambda group, src: group.broadcast_tensor_dict({}, src),
+}
+
+
+def check_sources(rank: int, world_size: int, backend: str, before: int) -> None:
+    """Each rank takes itself for the source, or the next one; with and without queues made."""
+    with job(rank, world_size):
+        cases = [(name, shift) for name in BROADCASTS for shift in (0, 1)]
+        for number, (name, shift) in enumerate(cases):
+            group = ps.init_model_parallel_group(
+                [list(range(world_size))],
+                *(0, backend),
+                group_name="test",
+                timeout=timedelta(seconds=20 + number),  # so that it is a new one
+            )
+            for src in range(before):
+                group.broadcast_object(np.ones(100_000), src)
+            src = (rank + shift) % world_size
+            called = f"{name.removesuffix('_list')} from rank {src}"
+            with fails(dist.DistBackendError, called, f"rank {rank}", group.unique_name):
+                BROADCASTS[name](group, src)
+            group.destroy()
+
+
+@BACKENDS
+@pytest.mark.parametrize("before", [0, 2])
+def test_ranks_that_disagree_on_the_source_all_raise(backend: str, before: int) -> None:
+    run_ranks(check_sources, 3, backend=backend, before=before)
+
+
+def check_other_coordinator(rank: int, world_size: int) -> None:
+    """World and sequence group share a process group, but not their calls."""
+    with job(rank, world_size):
+        group = ps.get_sp_group() if rank else ps.get_world_group()
+        with fails(dist.DistBackendError, group.unique_name, "broadcast_object from rank 0"):
+            group.broadcast_object(rank)
+
+
+def test_ranks_that_take_different_coordinators_are_told() -> None:
+    run_ranks(check_other_coordinator, 2)
+
+
+def check_uneven_parts(rank: int, world_size: int) -> None:
+    """The senders of an all_gather_group have different dictionaries of equal size."""
+    with job(rank, world_size, tp=2):
+        pipeline = ps.init_model_parallel_group([[0, 2], [1, 3]], 0, "nccl", group_name="pp")
+        shape = (300, 400) if rank else (400, 300)
+        if rank < 2:
+            pipeline.send_tensor_dict({"x": torch.ones(shape)}, all_gather_group=ps.get_tp_group())
+        else:
+            with fails(
+                dist.DistBackendError, "[300, 400]", "[400, 300]", "recv_tensor_dict", "['x']"
+            ):
+                pipeline.recv_tensor_dict(all_gather_group=ps.get_tp_group())
+        ps.get_world_group().barrier()
+
+
+def test_parts_of_different_dictionaries_are_not_joined() -> None:
+    run_ranks(check_uneven_parts, 4)
