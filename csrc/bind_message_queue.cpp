@@ -70,6 +70,45 @@ class Borrowed {
   Py_buffer view_{};
 };
 
+/// Of a part that is a whole bytes object or a view of one: it arrives as a bytes object, which
+/// its readers receive in place. Short ones are not worth the interpreter's lock.
+bool is_bytes(const py::handle& part, std::size_t size) {
+  constexpr std::size_t kWorthIt = 64 << 10;
+  PyObject* object = part.ptr();
+  if (PyMemoryView_Check(object)) object = PyMemoryView_GET_BASE(object);
+  return size >= kWorthIt && object != nullptr && PyBytes_CheckExact(object) &&
+         static_cast<std::size_t>(PyBytes_GET_SIZE(object)) == size;
+}
+
+/// A bytes object whose content is still to come: nobody else has seen it. Released in any thread.
+struct NewBytes {
+  PyObject* object;
+
+  void operator()(std::byte*) const {
+    const py::gil_scoped_acquire lock;
+    Py_DECREF(object);
+  }
+};
+
+std::shared_ptr<std::byte> new_bytes(std::size_t size) {
+  const py::gil_scoped_acquire lock;
+  PyObject* object = PyBytes_FromStringAndSize(nullptr, static_cast<py::ssize_t>(size));
+  if (object == nullptr) throw py::error_already_set();
+  return {reinterpret_cast<std::byte*>(PyBytes_AS_STRING(object)), NewBytes{object}};
+}
+
+/// What Python gets of a part: its bytes object, or its memory.
+py::object object_of(RingPart part) {
+  if (const auto* bytes = std::get_deleter<NewBytes>(part.data)) {
+    return py::reinterpret_borrow<py::object>(bytes->object);
+  }
+  Memory memory;
+  memory.data = part.data.get();
+  memory.bytes = part.bytes;
+  memory.owner = std::move(part);
+  return py::cast(std::move(memory));
+}
+
 /// Ctrl-C reaches Python's main thread only; no other thread is to ask for the lock in a wait.
 const std::function<void()>* interrupt_hook() {
   static const auto main_thread =
@@ -135,25 +174,20 @@ void write(shm::RingWriter& self, const py::sequence& parts, std::optional<doubl
   const RingCall call = call_of(timeout);
   std::vector<std::unique_ptr<Borrowed>> borrowed;
   std::vector<std::span<const std::byte>> spans;
+  std::vector<bool> marked;
   for (const py::handle part : parts) {
     borrowed.push_back(std::make_unique<Borrowed>(part));
     spans.push_back(borrowed.back()->bytes());
+    marked.push_back(is_bytes(part, spans.back().size()));
   }
-  unlocked([&] { self.write(spans, call); });
+  unlocked([&] { self.write(spans, call, marked); });
 }
 
-std::vector<Memory> read(shm::RingReader& self, std::optional<double> timeout) {
+py::list read(shm::RingReader& self, std::optional<double> timeout) {
   const RingCall call = call_of(timeout);
-  auto parts = unlocked([&] { return self.read(call); });
-  std::vector<Memory> result;
-  result.reserve(parts.size());
-  for (RingPart& part : parts) {
-    Memory memory;
-    memory.data = part.data.get();
-    memory.bytes = part.bytes;
-    memory.owner = std::move(part);
-    result.push_back(std::move(memory));
-  }
+  auto parts = unlocked([&] { return self.read(call, &new_bytes); });
+  py::list result;
+  for (RingPart& part : parts) result.append(object_of(std::move(part)));
   return result;
 }
 

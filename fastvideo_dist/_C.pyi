@@ -92,7 +92,11 @@ class QueueWriter:
         """What QueueReader takes, in a process of the same user and host, while this one lives."""
 
     def write(self, parts: Sequence[Any], timeout: float | None) -> None:
-        """Sends a message: objects with the buffer protocol, contiguous. Raises TimeoutError."""
+        """Sends a message: objects with the buffer protocol, contiguous. Raises TimeoutError.
+
+        A part of 64 KiB and more that is a bytes object, or a view of a whole one, arrives as
+        bytes.
+        """
 
     def begin_raw(self, timeout: float | None) -> Memory:
         """A chunk of the ring itself, to be filled in place before end_raw. Raises TimeoutError."""
@@ -113,7 +117,7 @@ class QueueReader:
     """
 
     def __init__(self, address: bytes, reader: int) -> None: ...
-    def read(self, timeout: float | None) -> list[Memory]:
+    def read(self, timeout: float | None) -> list[Memory | bytes]:
         """The parts of the next message. Raises TimeoutError."""
 
     def begin_raw(self, timeout: float | None) -> Memory:

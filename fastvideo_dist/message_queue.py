@@ -277,6 +277,8 @@ class MessageQueue:
     def dequeue(self, timeout: float | None = None) -> Any:
         """Returns the next object. Its tensors and arrays are the caller's own, and writable.
 
+        Up to 64 MiB of what received objects lay in is kept for the next, until this end is closed.
+
         Args:
             timeout: seconds to wait for a message; None: as long as the writer lives.
 

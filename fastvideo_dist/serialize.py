@@ -1,8 +1,9 @@
 """Python objects as a pickle and, beside it, the memory of the tensors and arrays in them.
 
-Pickle protocol 5 with buffers out of band: the bytes of a CPU tensor or of a NumPy array never go
-through the pickle; they are taken from where they lie and given back as memory. What belongs to
-other devices, and subclasses of Tensor and ndarray, pickle as they say themselves.
+Pickle protocol 5 with buffers out of band: the bytes of a CPU tensor, of a NumPy array or of a
+large bytes object never go through the pickle; they are taken from where they lie and given back
+as memory. What belongs to other devices, and subclasses of Tensor and ndarray, pickle as they say
+themselves.
 
 Two tensors that share memory arrive as two that do not; the same tensor twice arrives as the same.
 Reading a pickle runs what it says. The bytes must come from a process that is trusted.
@@ -10,7 +11,6 @@ Reading a pickle runs what it says. The bytes must come from a process that is t
 
 from __future__ import annotations
 
-import io
 import pickle
 import sys
 from collections.abc import Iterable
@@ -23,8 +23,12 @@ from fastvideo_dist._compat import extension
 
 __all__ = ["flatten", "pack", "unflatten", "unpack"]
 
+_LARGE = 64 << 10  # bytes objects; pickle's own limit
 _ALIGNMENT = 64  # of buffers in a flat tensor; no dtype asks for more
 _WORD = 8
+
+# In a pickle, bytes(the next buffer). The bytes object itself if that is what the buffer is.
+_BYTES_OF_BUFFER = b"cbuiltins\nbytes\n" + pickle.NEXT_BUFFER + pickle.TUPLE1 + pickle.REDUCE
 
 
 def pack(obj: object) -> tuple[bytes, list[memoryview]]:
@@ -40,10 +44,10 @@ def pack(obj: object) -> tuple[bytes, list[memoryview]]:
     Raises:
         Whatever the object's own pickling raises; nothing has happened then.
     """
-    stream = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
+    stream = _Stream(buffers)
     _Pickler(stream, protocol=5, buffer_callback=buffers.append).dump(obj)
-    return stream.getvalue(), [buffer.raw() for buffer in buffers]
+    return b"".join(stream.pieces), [buffer.raw() for buffer in buffers]
 
 
 def unpack(header: Any, buffers: Iterable[Any]) -> Any:
@@ -52,7 +56,8 @@ def unpack(header: Any, buffers: Iterable[Any]) -> Any:
     Args:
         header: the pickle, as bytes or anything with the buffer protocol.
         buffers: the memory of its tensors and arrays. It is not copied: they live in it, and keep
-            it. A read-only one gives a read-only array; a tensor gets a copy of it.
+            it. A read-only one gives a read-only array; a tensor gets a copy of it. Bytes objects
+            are copies, unless the buffer is one itself.
     """
     return pickle.loads(header, buffers=buffers)
 
@@ -96,6 +101,36 @@ def unflatten(flat: Tensor) -> Any:
 
 def _aligned(offset: int) -> int:
     return -(-offset // _ALIGNMENT) * _ALIGNMENT
+
+
+class _Stream:
+    """The file that a pickler writes to; moves large bytes objects out of it, among the buffers.
+
+    The pickler has no hook for them that does not cost a call per object, but it hands the file
+    those from 64 KiB on themselves, right after an opcode with their length. That is replaced.
+    """
+
+    def __init__(self, buffers: list[pickle.PickleBuffer]) -> None:
+        self.pieces: list[bytes] = []
+        self._buffers = buffers
+
+    def write(self, data: bytes) -> None:
+        opcode = _opcode_before(data, self.pieces) if len(data) >= _LARGE else b""
+        if not opcode:
+            self.pieces.append(data)
+            return
+        self.pieces[-1] = self.pieces[-1][: -len(opcode)] + _BYTES_OF_BUFFER
+        self._buffers.append(pickle.PickleBuffer(data))
+
+
+def _opcode_before(data: bytes, pieces: list[bytes]) -> bytes:
+    """The end of the last piece if it announces `data` as a bytes object; else it is a str, say."""
+    for opcode, width in ((pickle.BINBYTES, 4), (pickle.BINBYTES8, 8)):
+        if len(data) < 1 << 8 * width:
+            announcement = opcode + len(data).to_bytes(width, "little")
+            if pieces and pieces[-1].endswith(announcement):
+                return announcement
+    return b""
 
 
 class _Pickler(pickle.Pickler):

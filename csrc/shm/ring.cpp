@@ -3,15 +3,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <utility>
 
 #include "comm/error.h"
 #include "comm/log.h"
 
 namespace fvd::shm {
-
-void RingPart::Free::operator()(std::byte* memory) const noexcept { std::free(memory); }
 
 RingEnd::RingEnd(std::shared_ptr<RingMemory> memory, int self, Bell& bell,
                  std::chrono::microseconds spin)

@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "shm/ring_blocks.h"
 #include "shm/ring_memory.h"
 #include "shm/ring_watch.h"
 #include "shm/wait.h"
@@ -34,14 +35,14 @@ struct RingCall {
   const std::function<void()>* interrupt = nullptr;  // as in comm/communicator.h
 };
 
-/// Memory one part was received into. Uninitialised before, aligned to 64 bytes.
+/// Memory one part was received into, aligned to 64 bytes unless it is the caller's.
 struct RingPart {
-  struct Free {
-    void operator()(std::byte* memory) const noexcept;
-  };
-  std::unique_ptr<std::byte, Free> data;  // null if empty
+  std::shared_ptr<std::byte> data;  // null if empty
   std::size_t bytes = 0;
 };
+
+/// Memory of the reader's caller for so many bytes, more than none. Called in the reading thread.
+using RingAllocate = std::function<std::shared_ptr<std::byte>(std::size_t bytes)>;
 
 /// What writer and readers have in common.
 class RingEnd {
@@ -90,7 +91,7 @@ class RingEnd {
   const int self_;
   RingWatch watch_;
 
-  /// Calls say_closed() if close() was called and no thread is inside.
+  /// Calls say_closed(), after close(), if no thread is inside and nothing is lent.
   void settle() noexcept;
   void leave() noexcept;
 
@@ -117,8 +118,9 @@ class RingWriter final : public RingEnd {
   ~RingWriter() override { close(); }
 
   /// Publishes one message of at least one part. Blocks while the ring is full. The parts may be
-  /// overwritten when it returns.
-  void write(std::span<const std::span<const std::byte>> parts, const RingCall& call);
+  /// overwritten when it returns. `marked`: none, or one for each part, which its readers get.
+  void write(std::span<const std::span<const std::byte>> parts, const RingCall& call,
+             const std::vector<bool>& marked = {});
 
   /// A whole slot (slot_bytes) to be filled in place; nobody sees it before end_raw(true).
   /// No other call of this end may come between the two.
@@ -157,8 +159,9 @@ class RingReader final : public RingEnd {
   RingReader(std::shared_ptr<RingMemory> memory, int self, std::chrono::microseconds spin);
   ~RingReader() override { close(); }
 
-  /// The next message. Blocks until it is there.
-  std::vector<RingPart> read(const RingCall& call);
+  /// The next message. Blocks until it is there. Marked parts go to memory of `for_marked`, if it
+  /// is given, all others to memory of this end, which takes it again once nobody holds it.
+  std::vector<RingPart> read(const RingCall& call, const RingAllocate& for_marked = nullptr);
 
   /// The next message in place: it was written by begin_raw. Valid until end_raw, before which no
   /// other call of this end may come.
@@ -186,16 +189,17 @@ class RingReader final : public RingEnd {
   void begin(bool raw);
   const RingSlot& wait_message(const RingCall& call);
   std::uint64_t wait_published(std::uint64_t position, const RingCall& call);
-  bool receive(const RingCall& call);
+  bool receive(const RingCall& call, const RingAllocate& for_marked);
   std::span<const std::byte> available(const RingCall& call);
   std::span<std::byte> target();
-  void allocate();
+  void allocate(const RingAllocate& for_marked);
   void advance(std::uint64_t bytes);
   void take(std::uint64_t number);
   std::string writers_state() const;
 
   std::uint64_t next_ = 0;  // the first slot of the next message
   std::unique_ptr<Incoming> incoming_;
+  const std::shared_ptr<RingBlocks> blocks_ = RingBlocks::create();
   bool raw_open_ = false;
 };
 

@@ -42,6 +42,9 @@ struct RingHead {
 };
 static_assert(sizeof(RingHead) == 768 && sizeof(RingHead) <= kPageBytes);
 
+/// In a message's table of lengths: its readers are to get this part in memory of their choice.
+inline constexpr std::uint64_t kMarkedPart = std::uint64_t{1} << 63;
+
 /// What a message is, so that nobody takes one for the other.
 enum class MessageKind : std::uint32_t {
   kParts,  // a table of lengths, then so many parts

@@ -1,7 +1,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 #include "comm/error.h"
@@ -11,21 +10,9 @@
 namespace fvd::shm {
 namespace {
 
-constexpr std::size_t kAlignment = 64;
-
 /// Of two positions in the stream, which are never further apart than the ring is long: positions
 /// of large chunks wrap around in a process's life.
 bool is_after(std::uint64_t a, std::uint64_t b) { return static_cast<std::int64_t>(a - b) > 0; }
-
-RingPart new_part(std::uint64_t bytes) {
-  RingPart part;
-  part.bytes = bytes;
-  if (bytes == 0) return part;
-  const std::uint64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  part.data.reset(static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded)));
-  FVD_CHECK(part.data != nullptr, kSystem, "no memory for a message's part of ", bytes, " bytes");
-  return part;
-}
 
 }  // namespace
 
@@ -92,7 +79,7 @@ const RingSlot& RingReader::wait_message(const RingCall& call) {
   return slot;
 }
 
-std::vector<RingPart> RingReader::read(const RingCall& call) {
+std::vector<RingPart> RingReader::read(const RingCall& call, const RingAllocate& for_marked) {
   const Entry entry(*this, "dequeue");
   begin(false);
   while (true) {
@@ -107,18 +94,20 @@ std::vector<RingPart> RingReader::read(const RingCall& call) {
       incoming_->bytes = slot.bytes;
       incoming_->table.resize(slot.parts);
     }
-    const bool complete = receive(call);
-    check_open();  // the writer may already have overwritten what a closed reader was reading
+    const bool complete = receive(call, for_marked);
+    check_open();
     const auto message = std::move(incoming_);
     if (complete) return std::move(message->parts);
   }
 }
 
 /// False if the writer has given the message up; `next_` is the message after it then.
-bool RingReader::receive(const RingCall& call) {
+bool RingReader::receive(const RingCall& call, const RingAllocate& for_marked) {
   Incoming& in = *incoming_;
   while (in.done < in.bytes) {
-    if (in.parts.empty() && in.done == std::as_bytes(std::span(in.table)).size()) allocate();
+    if (in.parts.empty() && in.done == std::as_bytes(std::span(in.table)).size()) {
+      allocate(for_marked);
+    }
     const std::span<const std::byte> source = available(call);
     if (source.empty()) return false;
     const std::span<std::byte> to = target();
@@ -126,7 +115,7 @@ bool RingReader::receive(const RingCall& call) {
     std::memcpy(to.data(), source.data(), bytes);
     advance(bytes);
   }
-  if (in.parts.empty()) allocate();  // all parts are empty
+  if (in.parts.empty()) allocate(for_marked);  // all parts are empty
   return true;
 }
 
@@ -149,16 +138,21 @@ std::span<const std::byte> RingReader::available(const RingCall& call) {
   return {slot.data() + offset, filled - offset};
 }
 
-void RingReader::allocate() {
+void RingReader::allocate(const RingAllocate& for_marked) {
   Incoming& in = *incoming_;
   std::uint64_t bytes = in.bytes - in.table.size() * sizeof(std::uint64_t);
-  for (const std::uint64_t length : in.table) {
+  for (const std::uint64_t entry : in.table) {
+    const std::uint64_t length = entry & ~kMarkedPart;
     FVD_CHECK(length <= bytes, kMismatch, site(), ": the parts are longer than their message");
     bytes -= length;
   }
   FVD_CHECK(bytes == 0, kMismatch, site(), ": the parts are shorter than their message");
   std::vector<RingPart> parts;
-  for (const std::uint64_t length : in.table) parts.push_back(new_part(length));
+  for (const std::uint64_t entry : in.table) {
+    const std::uint64_t length = entry & ~kMarkedPart;
+    const bool own = length == 0 || entry == length || for_marked == nullptr;
+    parts.push_back({own ? blocks_->take(length) : for_marked(length), length});
+  }
   in.parts = std::move(parts);
 }
 

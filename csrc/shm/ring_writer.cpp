@@ -146,14 +146,16 @@ RingSlot& RingWriter::prepare(std::uint64_t used, const RingSlot& message) {
   return slot;
 }
 
-void RingWriter::write(std::span<const std::span<const std::byte>> parts, const RingCall& call) {
+void RingWriter::write(std::span<const std::span<const std::byte>> parts, const RingCall& call,
+                       const std::vector<bool>& marked) {
   const Entry entry(*this, "enqueue");
   begin(false);
   FVD_CHECK(!parts.empty(), kInvalidArgument, site(), ": a message has at least one part");
   table_.clear();
   std::uint64_t bytes = parts.size() * sizeof(std::uint64_t);
   for (const auto& part : parts) {
-    table_.push_back(part.size());
+    const bool mark = !marked.empty() && marked.at(table_.size());
+    table_.push_back(part.size() | (mark ? kMarkedPart : 0));
     bytes += part.size();
   }
   Gather source(std::as_bytes(std::span(table_)), parts);

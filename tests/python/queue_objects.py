@@ -26,6 +26,7 @@ def objects() -> list[Any]:
         "words",
         {"nested": [1, (2.5, {"deep": b"bytes"})]},
         os.urandom(0),
+        {"large": [b"8" * (1 << 16), b"9" * 1_000_000], "text": "\u00e4" * 100_000},
         torch.tensor(3.5),
         torch.empty(0, 4),
         torch.arange(12.0).reshape(3, 4).t(),

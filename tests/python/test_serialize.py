@@ -129,6 +129,26 @@ def test_a_tensor_is_not_copied_before_it_is_sent() -> None:
     assert bytes(buffer[:4]) == np.float32(1).tobytes()
 
 
+def test_large_bytes_are_buffers_and_arrive_without_a_copy_if_those_are_bytes() -> None:
+    large, larger = bytes(LARGE), b"x" * 1_000_000
+    obj = [large, {"again": large}, larger, b"y" * (LARGE - 1), "z" * LARGE, bytearray(LARGE)]
+    header, buffers = pack(obj)
+    assert [buffer.obj for buffer in buffers] == [large, larger]
+    assert len(header) < 4 * LARGE
+    again = unpack(header, [large, larger])
+    assert again == obj == unpack(header, map(bytearray, buffers)) == unflatten(flatten(obj))
+    assert again[0] is large
+    assert again[1]["again"] is large
+    assert again[2] is larger
+    assert [type(value) for value in through(obj)] == [type(value) for value in obj]
+
+
+def test_a_text_that_looks_like_the_announcement_of_bytes() -> None:
+    announcement = (pickle.BINBYTES + LARGE.to_bytes(4, "little")).decode("latin1")
+    for obj in [[announcement, "z" * LARGE], [announcement.encode("latin1"), bytes(LARGE)]]:
+        assert through(obj) == obj
+
+
 def test_what_arrives_is_writable_and_lives_on() -> None:
     header, buffers = pack((torch.ones(5), np.ones(5)))
     memory = [bytearray(buffer) for buffer in buffers]
