@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -9,8 +11,10 @@ import torch.distributed as dist
 
 from fastvideo_dist import _remote_queue
 from fastvideo_dist.message_queue import MessageQueue
+from fresh import fresh_ranks
 from harness import run_ranks
 from python.queue_objects import objects, raised, same
+from rank_process import Control
 
 SOON_S = 0.05
 
@@ -69,3 +73,27 @@ def test_over_a_group_with_wrong_arguments() -> None:
         assert "writer_rank is 2; the group has the ranks 0 to 1" in outside
         assert "0 chunks" in sizes
         assert rank == 0 or "rank 0 of the group could not open its end" in sizes
+
+
+def die_before_attaching(control: Control) -> None:
+    """The last rank is killed when it knows of the queue and has not attached."""
+    control.init()
+    group = dist.group.WORLD
+    assert group is not None
+    dist.barrier()
+    if control.rank == control.world_size - 1:
+
+        def die(*_: object) -> None:
+            control.reached("dying")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        MessageQueue.create_from_handle = die  # type: ignore[method-assign,assignment]
+    MessageQueue.create_from_process_group(group, name="mortal")
+
+
+def test_a_rank_that_dies_before_it_attaches_is_noticed_by_its_group() -> None:
+    with fresh_ranks(die_before_attaching, 3) as ranks:
+        ranks.wait_until("dying", ranks=[2])
+        for outcome in ranks.outcomes([0, 1]):
+            assert outcome.report is not None
+            assert "DistBackendError" in outcome.report.types, outcome
