@@ -328,7 +328,8 @@ class MessageQueue:
     def acquire_read(self, timeout: float | None = None) -> Iterator[memoryview]:
         """The next message of `acquire_write` in place: a read-only memoryview of max_chunk_bytes.
 
-        Valid inside the block; leaving it, however, frees the chunk for the writer.
+        Valid inside the block, even if another thread closes this end meanwhile; leaving it,
+        however, frees the chunk for the writer.
 
         Raises:
             As `dequeue`; ValueError also if the next message was written by `enqueue`.
@@ -359,7 +360,8 @@ class MessageQueue:
         """Ends this end and gives its memory back. Calls of it that wait in other threads raise.
 
         Readers may still take what a closed writer sent, then raise. A closed reader is not waited
-        for any more. Twice is the same as once; dropping the object is the same.
+        for any more, once its acquire_read is left. Twice is the same as once; dropping the object
+        is the same.
         """
         self._closed = True  # before the ends go: other calls take them first and look here then
         for end in (self._writer, self._reader, self._sender, self._receiver):

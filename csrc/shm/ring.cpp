@@ -38,8 +38,9 @@ void RingEnd::leave() noexcept {
 }
 
 void RingEnd::settle() noexcept {
+  if (owner_ != getpid()) return;
   if (busy_.exchange(true, std::memory_order_seq_cst)) return;  // whoever is inside will
-  if (!std::exchange(said_, true)) say_closed();
+  if (!lends() && !std::exchange(said_, true)) say_closed();
   busy_.store(false, std::memory_order_seq_cst);
 }
 
@@ -55,7 +56,7 @@ void RingEnd::check_open() const {
   FVD_CHECK(!closing_.load(), kAborted, site(), ": it was closed here");
 }
 
-RingEnd::Entry::Entry(RingEnd& end, const char* attempted) : end_(end) {
+RingEnd::Entry::Entry(RingEnd& end, const char* attempted, Purpose purpose) : end_(end) {
   FVD_CHECK(end.owner_ == getpid(), kAborted, "fastvideo: ", attempted, " on queue \"",
             end.address().name, "\": it was opened in process ", end.owner_, ", this is its child ",
             getpid(), "; attach the child by a handle (create_from_handle)");
@@ -63,6 +64,7 @@ RingEnd::Entry::Entry(RingEnd& end, const char* attempted) : end_(end) {
             "fastvideo: ", attempted, " on queue \"", end.address().name,
             "\": another thread is in a call on the same end; let one thread use it, or lock");
   end.attempted_ = attempted;
+  if (purpose == kEndOfCall) return;
   try {
     end.check_open();
   } catch (...) {

@@ -53,8 +53,9 @@ class RingEnd {
   const RingAddress& address() const noexcept { return memory_->address(); }
 
   /// A thread waiting in a call of this end throws kAborted, as does every later call. The others
-  /// learn of it once that thread is out, since it may be reading a slot. A writer's readers may
-  /// still take what was published, then throw kPeerLost. A reader is not waited for any more.
+  /// learn of it once that thread is out, since it may be reading a slot, and once end_raw() has
+  /// come of a begin_raw() for reading. A writer's readers may still take what was published, then
+  /// throw kPeerLost. A reader is not waited for any more.
   void close() noexcept;
 
  protected:
@@ -63,7 +64,8 @@ class RingEnd {
   /// Between two of these the calling thread has the end for itself.
   class Entry {
    public:
-    Entry(RingEnd& end, const char* attempted);
+    enum Purpose { kCall, kEndOfCall };  // the end of one is allowed after close()
+    Entry(RingEnd& end, const char* attempted, Purpose purpose = kCall);
     ~Entry() { end_.leave(); }
     Entry(const Entry&) = delete;
 
@@ -79,6 +81,8 @@ class RingEnd {
   [[noreturn]] virtual void lost(const std::string& who) = 0;
   /// Tells the others. Once, in the process that made the end.
   virtual void say_closed() noexcept = 0;
+  /// Whether memory of the ring is lent out by this end, which therefore cannot leave yet.
+  virtual bool lends() const noexcept { return false; }
 
   /// @throws Error(kAborted) if close() was called.
   void check_open() const;
@@ -157,14 +161,14 @@ class RingReader final : public RingEnd {
   /// Claims reader number `self`. @throws Error(kInvalidArgument) if there is none of that number
   /// or it is claimed.
   RingReader(std::shared_ptr<RingMemory> memory, int self, std::chrono::microseconds spin);
-  ~RingReader() override { close(); }
+  ~RingReader() override;
 
   /// The next message. Blocks until it is there. Marked parts go to memory of `for_marked`, if it
   /// is given, all others to memory of this end, which takes it again once nobody holds it.
   std::vector<RingPart> read(const RingCall& call, const RingAllocate& for_marked = nullptr);
 
-  /// The next message in place: it was written by begin_raw. Valid until end_raw, before which no
-  /// other call of this end may come.
+  /// The next message in place: it was written by begin_raw. Valid until end_raw, even if close()
+  /// comes between; no other call of this end may.
   std::span<const std::byte> begin_raw(const RingCall& call);
   void end_raw();
 
@@ -185,6 +189,7 @@ class RingReader final : public RingEnd {
 
   [[noreturn]] void lost(const std::string& who) override;
   void say_closed() noexcept override;
+  bool lends() const noexcept override { return raw_open_; }
 
   void begin(bool raw);
   const RingSlot& wait_message(const RingCall& call);

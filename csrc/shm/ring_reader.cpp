@@ -32,6 +32,12 @@ RingReader::RingReader(std::shared_ptr<RingMemory> memory, int self, std::chrono
   ring(memory_->control().writer);
 }
 
+RingReader::~RingReader() {
+  close();
+  raw_open_ = false;  // its memory goes now
+  settle();
+}
+
 void RingReader::say_closed() noexcept {
   memory_->control().reader[self_].left.store(1, std::memory_order_seq_cst);
   ring(memory_->control().writer);
@@ -197,7 +203,7 @@ std::span<const std::byte> RingReader::begin_raw(const RingCall& call) {
 }
 
 void RingReader::end_raw() {
-  const Entry entry(*this, "acquire_read");
+  const Entry entry(*this, "acquire_read", Entry::kEndOfCall);
   begin(true);
   raw_open_ = false;
   take(next_);

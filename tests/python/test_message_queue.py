@@ -109,6 +109,23 @@ def test_chunks_in_place() -> None:
         assert "take it by acquire_read" in raised(ValueError, lambda: reader.dequeue(1))
 
 
+def test_a_reader_closed_in_its_block_keeps_the_chunk() -> None:
+    with MessageQueue(1, 1, max_chunk_bytes=256, max_chunks=1, name="held") as writer:
+        reader = MessageQueue.create_from_handle(writer.export_handle(), 0)
+        with writer.acquire_write(1) as chunk:
+            chunk[:] = bytes([7]) * 256
+        with reader.acquire_read(1) as seen:
+            reader.close()
+            raised(TimeoutError, lambda: writer.enqueue("over it", SOON_S))
+            assert bytes(seen) == bytes([7]) * 256
+        assert "every reader has closed" in raised(
+            dist.DistBackendError, lambda: writer.enqueue("after it")
+        )
+        assert "after close" in raised(
+            dist.DistBackendError, lambda: reader.acquire_read().__enter__()
+        )
+
+
 # ---- waiting -----------------------------------------------------------------------------------
 
 

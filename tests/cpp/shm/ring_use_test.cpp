@@ -109,6 +109,38 @@ TEST(Ring, WholeSlotsInPlace) {
               }).says("take it by acquire_read"));
 }
 
+TEST(Ring, AReaderClosedWhileItHoldsASlotKeepsItUntilItLetsGo) {
+  for (const bool lets_go : {true, false}) {
+    Ring ring(1, 2);
+    ring.writer.begin_raw(soon());
+    ring.writer.end_raw(true);
+    write(ring.writer, {"x"}, soon());
+    const auto seen = ring.readers[0]->begin_raw(soon());
+    std::thread([&] { ring.readers[0]->close(); }).join();
+    const std::string before(reinterpret_cast<const char*>(seen.data()), seen.size());
+    EXPECT_TRUE(ending_of([&] {
+                  write(ring.writer, {std::string(kSlotBytes, 'y')}, soon());
+                  return "";
+                }).threw(Kind::kTimeout));
+    EXPECT_EQ(std::string(reinterpret_cast<const char*>(seen.data()), seen.size()), before);
+    if (lets_go) {
+      ring.readers[0]->end_raw();
+    } else {
+      ring.readers.clear();
+    }
+    EXPECT_TRUE(ending_of([&] {
+                  write(ring.writer, {"z"}, soon());
+                  return "";
+                }).says("every reader has closed"));
+    if (lets_go) {
+      EXPECT_TRUE(ending_of([&] {
+                    ring.readers[0]->begin_raw(soon());
+                    return "";
+                  }).threw(Kind::kAborted));
+    }
+  }
+}
+
 TEST(Ring, WordsSomebodyScribbledOverAreAnError) {
   Ring ring(1);
   ring.control().reader[0].taken.store(std::uint64_t{1} << 60);
