@@ -14,7 +14,6 @@ import os
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional
 
 from demo.clip import load_clip
 from fastvideo_dist.communication_op import (
@@ -51,7 +50,9 @@ class Attention(nn.Module):
         if self.parallel:
             qkv = sequence_model_parallel_all_to_all_4D(qkv, scatter_dim=2, gather_dim=1)
         q, k, v = qkv.transpose(1, 2).chunk(3)
-        seen = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        # Softmax spelled out: compiled to the fused attention it has no gradient in float64.
+        scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+        seen = ((scores - scores.logsumexp(-1, keepdim=True)).exp() @ v).transpose(1, 2)
         if self.parallel:
             seen = sequence_model_parallel_all_to_all_4D(seen, scatter_dim=1, gather_dim=2)
         return self.out(seen.reshape(batch, length, WIDTH))
