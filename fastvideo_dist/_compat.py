@@ -85,7 +85,11 @@ def _lowering_in_order(op: torch._ops.OpOverload[Any, Any], inductor: Any) -> Ca
     ir, virtualized = inductor.ir, inductor.V
 
     def box(node: Any) -> Any:
-        return node.wrap_for_lowering() if isinstance(node, ir.IRNode) else node
+        if not isinstance(node, ir.IRNode):
+            return node
+        if hasattr(node, "wrap_for_lowering"):  # from torch 2.12
+            return node.wrap_for_lowering()
+        return ir.TensorBox.create(node)
 
     def lower(*args: Any, **kwargs: Any) -> Any:
         graph = virtualized.graph
