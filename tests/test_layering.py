@@ -24,12 +24,13 @@ C10D = r"<torch/csrc/distributed/c10d/.*>|<torch/version\.h>"
 OPS = r"<torch/library\.h>|<torch/csrc/autograd/.*>"
 PYTHON = r"<pybind11/.*>|<torch/csrc/utils/pybind\.h>"
 THREAD_NAMES = r"<pthread\.h>"
+HUGE_PAGES = r"<sys/mman\.h>"
 DOORS = ["c10d/backend.h", "c10d/lookup.h", "c10d/tensor_view.h"]  # of c10d, for ops
 ARROWS = {
     "comm": (["comm/"], [STANDARD]),
     "shm": (["shm/", "comm/"], [STANDARD, POSIX]),
     "c10d": (["c10d/", "comm/"], [STANDARD, TENSORS, C10D, THREAD_NAMES]),
-    "ops": (["ops/", *DOORS, "comm/"], [STANDARD, TENSORS, OPS]),
+    "ops": (["ops/", *DOORS, "comm/"], [STANDARD, TENSORS, OPS, HUGE_PAGES]),
     "module.cpp": (
         ["bind_message_queue.h", "c10d/", "shm/", "comm/"],
         [STANDARD, POSIX, TENSORS, PYTHON],
