@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import leftovers
@@ -96,6 +97,19 @@ class FreshRanks:
             if gone or not self._pump(deadline - time.monotonic()):
                 self._fail(f"ranks {missing} did not reach {point!r} within {within:g} s")
         return [self._points[rank][point] for rank in wanted]
+
+    def wait_until_asleep(self, rank: int, within: float = 60.0) -> None:
+        """Waits until the rank's main thread sleeps in the kernel: what it called has begun.
+
+        Between a `reached` and the call that follows it nothing sleeps, if no other thread of the
+        rank runs Python.
+        """
+        deadline = time.monotonic() + within
+        stat = Path(f"/proc/{self.pid(rank)}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "S":
+            if time.monotonic() > deadline:
+                self._fail(f"rank {rank} did not fall asleep within {within:g} s")
+            time.sleep(0.001)
 
     def outcomes(self, ranks: list[int] | None = None, within: float = 30.0) -> list[Outcome]:
         """Waits until the ranks (default: all) have ended, interpreter and all."""
