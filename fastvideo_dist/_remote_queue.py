@@ -9,7 +9,6 @@ import struct
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastvideo_dist._compat import extension
+from fastvideo_dist.local import this_node
 from fastvideo_dist.serialize import flatten, unflatten
 
 __all__ = ["Kind", "Receiver", "Sender", "gather", "host_identity", "split"]
@@ -32,10 +32,9 @@ class Kind(enum.IntEnum):
     CLOSED = 2
 
 
-def host_identity() -> tuple[str, int, int]:
-    """Equal for two processes if one can open the other's memory: boot, PID namespace, user."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return boot, os.stat("/proc/self/ns/pid").st_ino, os.geteuid()
+def host_identity() -> tuple[str, int]:
+    """Equal for two processes if one can open the other's memory: node and user."""
+    return this_node(), os.geteuid()
 
 
 def split(hosts: Sequence[object], writer_rank: int) -> tuple[list[int], list[int]]:

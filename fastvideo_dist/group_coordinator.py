@@ -510,18 +510,11 @@ class GroupCoordinator:
 
     def _check_rank(self, what: str, rank: int) -> None:
         self._check_alive()
-        if not 0 <= rank < self.world_size:
-            raise ValueError(
-                f"{what} rank {rank} of group {self.unique_name!r}, rank {self.rank_in_group}: it "
-                f"has ranks 0 to {self.world_size - 1}"
-            )
+        process_groups.check_rank(what, rank, self.unique_name, self.rank_in_group, self.world_size)
 
     def _check_peer(self, what: str, rank: int) -> None:
-        self._check_rank(what, rank)
-        if rank == self.rank_in_group:
-            raise ValueError(
-                f"{what} rank {rank} of group {self.unique_name!r}: that is this rank itself"
-            )
+        self._check_alive()
+        process_groups.check_peer(what, rank, self.unique_name, self.rank_in_group, self.world_size)
 
     def _rank_in(self, group: ProcessGroup, src: int) -> int:
         ranks = dist.get_process_group_ranks(group)

@@ -21,6 +21,8 @@ __all__ = [
     "SharedGroup",
     "acquire",
     "backend_of",
+    "check_peer",
+    "check_rank",
     "default_group",
     "init_default_group",
     "is_alive",
@@ -112,6 +114,22 @@ def backend_of(group: ProcessGroup) -> str:
     """The name the group was made with, such as "fastvideo" or "cpu:gloo,cuda:nccl"."""
     config = str(dist.distributed_c10d._world.pg_map[group][0]).lower()
     return config if config != "undefined" else dist.get_backend_config(group).lower()
+
+
+def check_rank(what: str, rank: int, name: str, own_rank: int, world_size: int) -> None:
+    """Raises ValueError if group `name` has no rank `rank`, of which `what` is said."""
+    if not 0 <= rank < world_size:
+        raise ValueError(
+            f"{what} rank {rank} of group {name!r}, rank {own_rank}: it has ranks 0 to "
+            f"{world_size - 1}"
+        )
+
+
+def check_peer(what: str, rank: int, name: str, own_rank: int, world_size: int) -> None:
+    """As `check_rank`; also if it is this rank itself."""
+    check_rank(what, rank, name, own_rank, world_size)
+    if rank == own_rank:
+        raise ValueError(f"{what} rank {rank} of group {name!r}: that is this rank itself")
 
 
 def timeout_of(group: ProcessGroup) -> timedelta | None:

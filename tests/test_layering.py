@@ -63,7 +63,11 @@ IMPORTS = {
         "*fastvideo_dist._C",
     },
     "fastvideo_dist.serialize": {"fastvideo_dist._compat"},
-    "fastvideo_dist._remote_queue": {"fastvideo_dist._compat", "fastvideo_dist.serialize"},
+    "fastvideo_dist._remote_queue": {
+        "fastvideo_dist._compat",
+        "fastvideo_dist.local",
+        "fastvideo_dist.serialize",
+    },
     "fastvideo_dist.message_queue": {
         "fastvideo_dist._compat",
         "fastvideo_dist._remote_queue",

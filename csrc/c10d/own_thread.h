@@ -28,4 +28,14 @@ std::thread start_own_thread(const char* name, Body&& body) {
   return thread;
 }
 
+/// Joins one that has been told to end; on that thread itself it lets it end by itself.
+inline void end_own_thread(std::thread thread) {
+  if (!thread.joinable()) return;
+  if (thread.get_id() == std::this_thread::get_id()) {
+    thread.detach();
+  } else {
+    thread.join();
+  }
+}
+
 }  // namespace fvd::c10d_

@@ -96,12 +96,7 @@ void Poller::stop() noexcept {
     thread = std::move(queue_->thread);
     queue_->changed.notify_all();
   }
-  if (!thread.joinable()) return;
-  if (thread.get_id() == std::this_thread::get_id()) {
-    thread.detach();
-  } else {
-    thread.join();
-  }
+  end_own_thread(std::move(thread));
 }
 
 void Poller::forget() noexcept {

@@ -22,7 +22,7 @@ struct TransferWork::State {
   std::chrono::milliseconds timeout;
   bool sends;
   int rank;
-  Clock::time_point deadline = Clock::time_point::max();  // of poll()
+  std::atomic<Clock::time_point> deadline{Clock::time_point::max()};  // of poll()
 
   mutable std::mutex mutex;  // guards what follows
   bool completed = false;
@@ -48,6 +48,9 @@ struct TransferWork::State {
 
   // True if the transfer has ended. Ends it past the deadline.
   bool poll(Settlement& settlement);
+
+  // The same, for threads that may run the user's callbacks.
+  bool poll_and_settle();
 
   std::string title() const {
     return text("fastvideo: ", sends ? "send" : "recv", " on group \"", runner->group(),
@@ -107,7 +110,7 @@ bool TransferWork::State::poll(Settlement& settlement) {
   std::unique_lock lock(waiting, std::try_to_lock);
   if (!lock) return false;  // somebody waits for it, who will complete it
   if (is_completed()) return true;
-  if (Clock::now() >= deadline) transfer->expire(timeout);
+  if (Clock::now() >= deadline.load()) transfer->expire(timeout);
   if (!transfer->done()) return false;
   settlement = finish([&] {
     Call call;
@@ -115,6 +118,13 @@ bool TransferWork::State::poll(Settlement& settlement) {
     transfer->wait(call);  // done: returns or throws at once
   });
   return true;
+}
+
+bool TransferWork::State::poll_and_settle() {
+  Settlement settlement;
+  const bool done = poll(settlement);
+  if (settlement) settlement();
+  return done;
 }
 
 bool TransferWork::poll_aside() const {
@@ -154,29 +164,13 @@ TransferWork::~TransferWork() {
   }
   try {
     if (state_.use_count() > 1) return;  // getFuture() has seen to it
-    State::Settlement settlement;
-    const bool done = state_->poll(settlement);
-    if (settlement) settlement();
-    if (done || poll_aside()) return;
+    if (state_->poll_and_settle() || poll_aside()) return;
   } catch (...) {  // no thread to be had
   }
   // Given up here, as the state goes; the peer will learn.
 }
 
-bool TransferWork::isCompleted() {
-  if (state_->is_completed()) return true;
-  std::unique_lock lock(state_->waiting, std::try_to_lock);
-  if (!lock || state_->is_completed()) return state_->is_completed();
-  if (!state_->transfer->done()) return false;
-  const auto settlement = state_->finish([&] {
-    Call call;
-    call.timeout = state_->timeout;
-    state_->transfer->wait(call);  // done: returns or throws at once
-  });
-  lock.unlock();
-  if (settlement) settlement();
-  return true;
-}
+bool TransferWork::isCompleted() { return state_->poll_and_settle(); }
 
 bool TransferWork::isSuccess() const { return exception() == nullptr; }
 

@@ -110,12 +110,7 @@ void Worker::stop() noexcept {
     thread = std::move(queue_->thread);
     queue_->changed.notify_all();
   }
-  if (!thread.joinable()) return;
-  if (thread.get_id() == std::this_thread::get_id()) {
-    thread.detach();
-  } else {
-    thread.join();
-  }
+  end_own_thread(std::move(thread));
 }
 
 void Worker::forget() noexcept {

@@ -1,12 +1,10 @@
 // Who drives the transfers: whoever waits for one, whoever polls one, and else the mailbox's
 // thread.
-#include <pthread.h>
-#include <signal.h>
-
 #include <algorithm>
 #include <exception>
 
 #include "shm/mailbox.h"
+#include "shm/own_thread.h"
 #include "shm/transfer_item.h"
 
 namespace fvd::shm {
@@ -162,18 +160,12 @@ void Mailbox::run() {
 }
 
 void Mailbox::start_thread() {
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);  // Ctrl-C belongs to the threads that wait
   try {
-    thread_ = std::make_unique<std::thread>([this] { run(); });
-    pthread_setname_np(thread_->native_handle(), "fastvideo-mail");
+    thread_ = start_own_thread("fastvideo-mail", [this] { run(); });
   } catch (const std::exception& error) {
     fail_locked(Error(Kind::kSystem, text("fastvideo: starting the thread for messages on ",
                                           group_.where(), ": ", error.what())));
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 }  // namespace fvd::shm

@@ -1,8 +1,6 @@
 #include "shm/watcher.h"
 
 #include <poll.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -12,6 +10,7 @@
 #include <thread>
 
 #include "comm/error.h"
+#include "shm/own_thread.h"
 #include "shm/process.h"
 
 namespace fvd::shm {
@@ -50,14 +49,7 @@ void Watcher::watch(const std::shared_ptr<Peer>& peer) {
   std::lock_guard lock(mutex_);
   peers_.push_back(peer);
   if (thread_ == nullptr) {
-    // The thread takes no signals: Ctrl-C belongs to the threads that wait.
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    thread_ = std::make_unique<std::thread>([this] { run(); });
-    pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    pthread_setname_np(thread_->native_handle(), "fastvideo-watch");
+    thread_ = start_own_thread("fastvideo-watch", [this] { run(); });
   }
   eventfd_write(wake_fd_, 1);
 }

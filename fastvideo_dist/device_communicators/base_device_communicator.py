@@ -14,7 +14,7 @@ from fastvideo_dist import ops
 from fastvideo_dist.agreement import described
 from fastvideo_dist.device_communicators.distributed_autograd import DistributedAutograd, apply
 from fastvideo_dist.messages import Messenger
-from fastvideo_dist.process_groups import OURS, backend_of
+from fastvideo_dist.process_groups import OURS, backend_of, check_peer, check_rank
 
 __all__ = ["DeviceCommunicatorBase", "DistributedAutograd"]
 
@@ -225,15 +225,7 @@ class DeviceCommunicatorBase:
             )
 
     def _check_rank(self, what: str, rank: int) -> None:
-        if not 0 <= rank < self.world_size:
-            raise ValueError(
-                f"{what} rank {rank} of group {self.unique_name!r}, rank {self.rank}: it has ranks "
-                f"0 to {self.world_size - 1}"
-            )
+        check_rank(what, rank, self.unique_name, self.rank, self.world_size)
 
     def _check_peer(self, what: str, rank: int) -> None:
-        self._check_rank(what, rank)
-        if rank == self.rank:
-            raise ValueError(
-                f"{what} rank {rank} of group {self.unique_name!r}: that is this rank itself"
-            )
+        check_peer(what, rank, self.unique_name, self.rank, self.world_size)
