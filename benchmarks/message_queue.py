@@ -72,7 +72,9 @@ def rank_main(
     store = dist.FileStore(f"{folder}/store", 1 + plan.readers)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=1 + plan.readers)
     assert dist.group.WORLD is not None
-    queue = MessageQueue.create_from_process_group(dist.group.WORLD, name="benchmark")
+    queue = MessageQueue.create_from_process_group(
+        dist.group.WORLD, plan.chunk_bytes, plan.chunks, name="benchmark"
+    )
     contenders = {
         "fastvideo": queue.broadcast_object,
         "gloo": broadcast_by_gloo,
@@ -144,9 +146,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each (%(default)s)")
     parser.add_argument("--calls", type=int, default=300, help="in a turn, at 64K (%(default)s)")
     parser.add_argument("--pause-ms", type=float, default=0, help="before a call (%(default)s)")
+    parser.add_argument("--chunk-bytes", default="1M", help="of the queue (%(default)s)")
+    parser.add_argument("--chunks", type=int, default=4, help="of the queue (%(default)s)")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     arguments = parser.parse_args()
     arguments.sizes = [parse_size(size) for size in arguments.sizes.split(",")]
+    arguments.chunk_bytes = parse_size(arguments.chunk_bytes)
     return arguments
 
 

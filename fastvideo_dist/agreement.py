@@ -10,6 +10,7 @@ import zlib
 
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import AllgatherOptions
 from torch.distributed import ProcessGroup
 
 from fastvideo_dist.wire import Memory
@@ -39,6 +40,8 @@ class Agreement:
         self._size = group.size()
         self._mine = Memory(_BYTES)
         self._all = Memory(_BYTES * self._size)
+        self._options = AllgatherOptions()
+        self._options.asyncOp = False  # on this thread
         self._failed = ""
 
     def check(self, call: str) -> None:
@@ -58,7 +61,7 @@ class Agreement:
         record += line[: _BYTES - _SUM_BYTES].ljust(_BYTES - _SUM_BYTES)
         self._mine.view[:] = record
         try:
-            self._group._allgather_base(self._all.tensor, self._mine.tensor).wait()
+            self._group._allgather_base(self._all.tensor, self._mine.tensor, self._options).wait()
         except dist.DistBackendError as error:
             # The transport knows neither what was meant nor the coordinator's name.
             raise dist.DistBackendError(f"{line.decode()}: {error}") from error

@@ -60,7 +60,8 @@ class MessageQueue:
         local_reader_ranks: what the readers call themselves in `create_from_handle`; 0 to
             n_local_reader - 1 if not given.
         max_chunk_bytes: what `acquire_write` hands out; 64 and more.
-        max_chunks: 1 to 65536.
+        max_chunks: 1 to 65536. A ring of few megabytes in all stays in the caches: large objects
+            pass through it up to twice as fast as through the default one.
         name: for messages.
 
     Raises:

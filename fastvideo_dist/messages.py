@@ -16,7 +16,7 @@ from fastvideo_dist import wire
 from fastvideo_dist.agreement import Agreement, described
 from fastvideo_dist.process_groups import OURS, backend_of
 from fastvideo_dist.tensor_dict import Incoming, encode, encode_object, encode_tensor
-from fastvideo_dist.wire import Kind
+from fastvideo_dist.wire import Buffer, Kind
 
 if TYPE_CHECKING:
     from fastvideo_dist.group_coordinator import GroupCoordinator
@@ -219,7 +219,7 @@ class Messenger:
     def irecv(self, tensor: Tensor, src: int, tag: int) -> Work:
         return self._group.recv([wire.bytes_of(tensor)], src, tag)
 
-    def _isend(self, kind: Kind, head: bytes, buffers: list[Tensor], dst: int) -> _Sending:
+    def _isend(self, kind: Kind, head: bytes, buffers: list[Buffer], dst: int) -> _Sending:
         tensors = wire.pack(kind, head, buffers)
         tags = [self.frame_tag] + [self.rest_tag] * (len(tensors) - 1)
         works = [

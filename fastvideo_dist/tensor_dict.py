@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastvideo_dist.serialize import pack, unpack
-from fastvideo_dist.wire import Memory, is_large
+from fastvideo_dist.wire import SMALL_BYTES, Buffer, Memory, is_large
 
 __all__ = ["Incoming", "TensorMetadata", "encode", "encode_object", "encode_tensor"]
 
@@ -62,7 +62,7 @@ _Path = tuple[Any, ...]
 
 def encode(
     tensor_dict: dict[Any, Any], parts: int = 1, part: int = 0
-) -> tuple[bytes, list[Tensor]]:
+) -> tuple[bytes, list[Buffer]]:
     """The head and the buffers of a message.
 
     Args:
@@ -93,19 +93,19 @@ def encode(
     stream, views = pack((paths, is_tensor, values))
     head = _COUNTS.pack(len(buffers), len(views)) + bytes(table)
     sizes = struct.pack(f"<{len(views) + 1}Q", *(view.nbytes for view in views), len(stream))
-    return head + sizes + stream, buffers + [_tensor_over(view) for view in views]
+    return head + sizes + stream, [*buffers, *views]
 
 
-def encode_object(obj: Any) -> tuple[bytes, list[Tensor]]:
+def encode_object(obj: Any) -> tuple[bytes, list[Buffer]]:
     """The head and the buffers of a message that carries one object."""
     stream, views = pack(obj)
     # The stream too is a buffer: if it is long, it is not copied.
-    views = [memoryview(stream), *views]
-    head = struct.pack(f"<I{len(views)}Q", len(views), *(view.nbytes for view in views))
-    return head, [_tensor_over(view) for view in views]
+    buffers: list[Buffer] = [memoryview(stream), *views]
+    sizes = [buffer.nbytes for buffer in buffers]
+    return struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes), buffers
 
 
-def encode_tensor(tensor: Tensor) -> tuple[bytes, list[Tensor]]:
+def encode_tensor(tensor: Tensor) -> tuple[bytes, list[Buffer]]:
     """The head and the buffer of a message that carries one tensor, of any strides.
 
     Raises:
@@ -130,15 +130,28 @@ class Incoming:
         self._views: list[memoryview] = []
         self._stream = memoryview(b"")
 
-    def targets(self, head: memoryview) -> list[Tensor]:
+    def targets(self, head: memoryview) -> list[Buffer]:
         """Memory for each buffer of a dictionary's message."""
-        memories = [Memory(size) for size in self._read(head)]
-        self._views = [memory.view for memory in memories]
+        targets = self._targets_of_views(self._read(head))
         self._tensors = [
             self._empty(metadata, parts)
             for metadata, parts in zip(self._metadata, self._parts, strict=True)
         ]
-        return self._tensors + [memory.tensor for memory in memories]
+        return [*self._tensors, *targets]
+
+    def _targets_of_views(self, sizes: tuple[int, ...]) -> list[Buffer]:
+        targets: list[Buffer] = []
+        self._views = []
+        for size in sizes:
+            if size > SMALL_BYTES:
+                memory = Memory(size)
+                targets.append(memory.tensor)
+                self._views.append(memory.view)
+            else:
+                view = memoryview(bytearray(size))
+                targets.append(view)
+                self._views.append(view)
+        return targets
 
     def _read(self, head: memoryview) -> tuple[int, ...]:
         """Takes the head apart; returns the sizes of the object buffers."""
@@ -179,13 +192,10 @@ class Incoming:
         self._views = [memoryview(next(came)) for _ in views]
         return [tensor for tensor in self._tensors if not tensor.is_cpu]
 
-    def targets_of_object(self, head: memoryview) -> list[Tensor]:
+    def targets_of_object(self, head: memoryview) -> list[Buffer]:
         """Memory for each buffer of an object's message."""
         (count,) = struct.unpack_from("<I", head, 0)
-        sizes = struct.unpack_from(f"<{count}Q", head, 4)
-        memories = [Memory(size) for size in sizes]
-        self._views = [memory.view for memory in memories]
-        return [memory.tensor for memory in memories]
+        return self._targets_of_views(struct.unpack_from(f"<{count}Q", head, 4))
 
     def take_object(self, memories: Sequence[Any]) -> None:
         """As `targets_of_object`, but with the memory that the buffers came in."""
@@ -266,14 +276,6 @@ def _describe(tensor: Tensor, path: _Path, parts: int) -> bytes:
         )
     dims = tensor.dim()
     return _TENSOR.pack(device, dtype, dims, 0, parts) + struct.pack(f"<{dims}q", *tensor.shape)
-
-
-def _tensor_over(view: memoryview) -> Tensor:
-    if view.nbytes == 0:
-        return torch.empty(0, dtype=torch.uint8)
-    if view.readonly:  # torch.frombuffer would warn that a tensor can be written to
-        view = memoryview(bytearray(view))
-    return torch.frombuffer(view, dtype=torch.uint8)
 
 
 def _tensor_in(memory: Any, metadata: TensorMetadata) -> Tensor:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from c10d import cases
-from fastvideo_dist import GroupCoordinator
+from fastvideo_dist import GroupCoordinator, broadcasts
 from fastvideo_dist import parallel_state as ps
 from fastvideo_dist.message_queue import MessageQueue
 from fastvideo_dist.tensor_dict import encode
@@ -92,6 +92,27 @@ def check_broadcast(rank: int, world_size: int, backend: str) -> None:
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_broadcast(world_size: int, backend: str) -> None:
     run_ranks(check_broadcast, world_size, backend=backend)
+
+
+def check_long_broadcasts(rank: int, world_size: int) -> None:
+    """Longer than the queue they go through, and so written while they are read."""
+    with job(rank, world_size):
+        group = over("fastvideo", world_size)
+        ring = broadcasts._CHUNK_BYTES * broadcasts._CHUNKS
+        for src in range(world_size):
+            for nbytes in (ring + 1, ring + 1, 3 * ring):
+                x = (torch.arange(nbytes) % 251).to(torch.uint8)
+                got = group.broadcast_object(x if rank == src else None, src)
+                assert torch.equal(got, x)
+                mine = {"x": x, "y": x[:9]} if rank == src else None
+                got = group.broadcast_tensor_dict(mine, src)
+                assert torch.equal(got["x"], x)
+                assert torch.equal(got["y"], x[:9])
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_broadcasts_longer_than_the_queue(world_size: int) -> None:
+    run_ranks(check_long_broadcasts, world_size)
 
 
 def check_transfers(rank: int, world_size: int, backend: str) -> None:
