@@ -7,16 +7,17 @@ the torch that is running: c10d::Backend has no stable binary interface.
 from __future__ import annotations
 
 import importlib
+import operator
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, wraps
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch._library.effects import EffectType
 
-__all__ = ["extension", "keep_in_order", "mend_inductor"]
+__all__ = ["extension", "keep_in_order", "mend_inductor", "mend_partitioner"]
 
 _REBUILD = """
 Compile it against the torch that is running:
@@ -78,6 +79,32 @@ def mend_inductor(ops: Sequence[torch._ops.OpOverload[Any, Any]]) -> None:
     for op in ops:
         if op not in inductor.lowerings:
             inductor.lowerings[op] = _lowering_in_order(op, inductor)
+
+
+def mend_partitioner(ops: Sequence[torch._ops.OpOverload[Any, Any]]) -> None:
+    """Has a checkpoint within a compiled function keep what `ops` return, and recompute the rest.
+
+    An op that `keep_in_order` names cannot be recomputed: what keeps its order would go from the
+    forward to the backward pass, and nothing can. The partitioner would keep its results, but for
+    the mark that a checkpoint leaves on all it contains; so that is not seen here.
+
+    To be called while a call is traced, as mend_inductor.
+    """
+    partitioners: Any = sys.modules.get("torch._functorch.partitioners")
+    if partitioners is None or hasattr(partitioners.must_recompute, "__wrapped__"):
+        return
+    must_recompute = partitioners.must_recompute
+    in_order = torch.ops.higher_order.with_effects
+
+    @wraps(must_recompute)
+    def unless_in_order(node: torch.fx.Node) -> bool:
+        call: Any = node
+        while call.target is operator.getitem:  # the call gives a pair, or that of a list
+            call = call.args[0]
+        kept = call.target is in_order and call.args[1] in ops
+        return not kept and must_recompute(node)
+
+    partitioners.must_recompute = unless_in_order
 
 
 def _lowering_in_order(op: torch._ops.OpOverload[Any, Any], inductor: Any) -> Callable[..., Any]:

@@ -11,6 +11,8 @@ Rules for all of them:
   used. An op returns when it is done.
 - The backward pass of a collective is a collective: the tensor asks for a gradient on all ranks or
   on none. Gradients are those of the sum of all ranks' losses.
+- In a checkpoint within a compiled function the results of collectives are kept, not asked for a
+  second time: all ranks compile such a function, or none.
 - Where a size is cut into parts that need not be equal, the default is `split_sizes`. Where parts
   are joined, they are taken to be equal unless their sizes are given.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastvideo_dist._compat import extension, keep_in_order, mend_inductor
+from fastvideo_dist._compat import extension, keep_in_order, mend_inductor, mend_partitioner
 from fastvideo_dist.ops.groups import Site
 from fastvideo_dist.ops.splits import check_dims_4d, check_sizes, wrapped_dim
 
@@ -42,6 +42,7 @@ def _fake(name: str) -> Callable[[Shape], Shape]:
         @wraps(function)
         def traced(*args: Any, **kwargs: Any) -> Any:
             mend_inductor(_overloads())
+            mend_partitioner(_overloads())
             return function(*args, **kwargs)
 
         torch.library.register_fake(f"fastvideo_dist::{name}", traced)

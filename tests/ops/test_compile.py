@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from c10d import cases
 from fastvideo_dist import ops
@@ -138,6 +139,37 @@ def check_ignored(rank: int, world_size: int, needs_grad: bool) -> None:
 @pytest.mark.parametrize("needs_grad", [False, True], ids=["forward", "with gradients"])
 def test_a_call_whose_result_one_rank_ignores_is_made(needs_grad: bool) -> None:
     run_ranks(check_ignored, 2, needs_grad=needs_grad, timeout=110)
+
+
+def block(x: Tensor, rank: int) -> Tensor:
+    """Several kinds of calls; of the all_reduce rank 0 does not use the result."""
+    q, k = ops.all_to_all_4d([torch.cos(x), torch.sin(x)])
+    total = ops.all_reduce(x.detach())
+    heads = ops.split_sizes(x.shape[2], dist.get_world_size())
+    back = ops.all_to_all_4d(torch.sin(q * k), 1, 2, gather_sizes=heads)
+    return torch.cos(back if rank == 0 else back + total)
+
+
+def checkpointed(x: Tensor, rank: int) -> Tensor:
+    for _ in range(2):
+        x = checkpoint(block, x, rank, use_reentrant=False)
+    return x
+
+
+def check_checkpoint(rank: int, world_size: int, backend: str) -> None:
+    options = PLAIN if backend == "inductor" else None
+    torch._dynamo.reset()
+    compiled = torch.compile(checkpointed, fullgraph=True, backend=backend, options=options)
+    x = floats(rank, (1, 4, 3, 2)).requires_grad_()
+    results = [function(x, rank) for function in (compiled, checkpointed)]
+    torch.testing.assert_close(*results)
+    gradients = [torch.autograd.grad(result.sum(), x)[0] for result in results]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_checkpoints_in_a_compiled_function(backend: str) -> None:
+    run_ranks(check_checkpoint, 2, backend=backend, timeout=110)
 
 
 class Model(nn.Module):
