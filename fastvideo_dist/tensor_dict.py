@@ -71,7 +71,8 @@ def encode(
             many is a buffer; the receivers gather the whole.
 
     Raises:
-        TypeError: no dictionary, or a tensor that is sparse, quantised, or of an unknown dtype.
+        TypeError: no dictionary, or a tensor that is sparse, quantised, a wrapper of others such
+            as a DTensor, or of an unknown dtype.
     """
     if not isinstance(tensor_dict, dict):
         raise TypeError(f"expected a dictionary of tensors, got {type(tensor_dict).__name__}")
@@ -99,7 +100,7 @@ def encode(
 def encode_object(obj: Any) -> tuple[bytes, list[Buffer]]:
     """The head and the buffers of a message that carries one object."""
     stream, views = pack(obj)
-    # The stream too is a buffer: if it is long, it is not copied.
+    # The stream too is a buffer: a long one is a transfer of its own, not a part of the head.
     buffers: list[Buffer] = [memoryview(stream), *views]
     sizes = [buffer.nbytes for buffer in buffers]
     return struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes), buffers
@@ -109,7 +110,7 @@ def encode_tensor(tensor: Tensor) -> tuple[bytes, list[Buffer]]:
     """The head and the buffer of a message that carries one tensor, of any strides.
 
     Raises:
-        TypeError: it is sparse, quantised, or of an unknown dtype.
+        TypeError: as `encode`.
     """
     memory = _contiguous(tensor, ())
     return _COUNTS.pack(1, 0) + _describe(memory, (), 1) + struct.pack("<Q", 0), [memory]
@@ -263,6 +264,11 @@ def _contiguous(tensor: Tensor, path: _Path) -> Tensor:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise TypeError(
             f"the tensor {_name(path)} is {_what(tensor)}; only dense tensors with memory travel"
+        )
+    if torch._C._dispatch_keys(tensor).has(torch._C.DispatchKey.Python):
+        raise TypeError(
+            f"the tensor {_name(path)} is a {type(tensor).__name__}, which has no memory of its "
+            "own; send the tensor in it: to_local() or full_tensor() of a DTensor"
         )
     return tensor.detach().resolve_conj().resolve_neg().contiguous()
 
