@@ -175,8 +175,8 @@ struct ReduceScatterCall {
   std::string op;
 
   at::Tensor operator()(const at::Tensor& x) const { return parts.scattered(x, op); }
+  void check_linear() const { check_linear_reduction("reduce_scatter", parts.group, op); }
   at::Tensor gradient(const at::Tensor& dy) const {
-    check_linear("reduce_scatter", parts.group, op);
     const auto dx = parts.gathered(dy);
     return op == "avg" ? dx.div(parts.size) : dx;
   }

@@ -60,10 +60,8 @@ struct AllReduceCall {
     static const auto handle = find_op<decltype(all_reduce)>("fastvideo_dist::all_reduce");
     return handle.call(x, op, group, size);
   }
-  at::Tensor gradient(const at::Tensor& dy) const {
-    check_linear("all_reduce", group, op);
-    return (*this)(dy);
-  }
+  void check_linear() const { check_linear_reduction("all_reduce", group, op); }
+  at::Tensor gradient(const at::Tensor& dy) const { return (*this)(dy); }
   void save(Saved& saved) const {
     saved["op"] = op;
     saved["group"] = group;
@@ -88,9 +86,11 @@ struct RootedCall {
     if (op.empty()) return from_root.call(x, root, group, size);
     return to_root.call(x, root, op, group, size);
   }
+  void check_linear() const {
+    if (!op.empty()) check_linear_reduction("reduce", group, op);
+  }
   at::Tensor gradient(const at::Tensor& dy) const {
     if (op.empty()) return RootedCall{root, "sum", group, size}(dy);
-    check_linear("reduce", group, op);
     const auto dx = RootedCall{root, "", group, size}(dy);
     return op == "avg" ? dx.div(size) : dx;
   }

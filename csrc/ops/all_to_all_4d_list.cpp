@@ -1,7 +1,9 @@
 // all_to_all_4d of several tensors at once, and for parts of any sizes. See exchange.h.
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/irange.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "ops/differentiable.h"
@@ -114,24 +116,37 @@ class ListExchange : public torch::autograd::Function<ListExchange> {
   }
 };
 
+/// As the one of a single tensor. All tangents travel together too; where there is none it is zero.
+Tensors differentiable(at::TensorList xs, const ListCall& call) {
+  if (std::any_of(xs.begin(), xs.end(), has_tangent)) {
+    Tensors primals;
+    Tensors tangents;
+    for (const auto& x : xs) {
+      primals.push_back(x._fw_primal(kForwardLevel));
+      tangents.push_back(has_tangent(x) ? x._fw_grad(kForwardLevel) : at::zeros_like(x));
+    }
+    auto ys = differentiable(primals, call);
+    const auto along = differentiable(tangents, call);
+    for (const auto i : c10::irange(ys.size()))
+      ys[i]._set_fw_grad(along[i], kForwardLevel, /*is_inplace_op=*/false);
+    return ys;
+  }
+  const auto asks = [](const at::Tensor& x) { return x.requires_grad(); };
+  if (at::GradMode::is_enabled() && std::any_of(xs.begin(), xs.end(), asks))
+    return ListExchange::apply(xs, call);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return call(xs);
+}
+
 Tensors all_to_all_4d_list_autograd(at::TensorList xs, std::int64_t scatter_dim,
                                     std::int64_t gather_dim,
                                     at::OptionalSymIntArrayRef scatter_sizes,
                                     at::OptionalSymIntArrayRef gather_sizes,
                                     std::string_view group_name, std::int64_t group_size,
                                     std::int64_t group_rank) {
-  const ListCall call{scatter_dim,
-                      gather_dim,
-                      copy_of(scatter_sizes),
-                      copy_of(gather_sizes),
-                      std::string(group_name),
-                      group_size,
-                      group_rank};
-  bool asked = false;
-  for (const auto& x : xs) asked = asked || x.requires_grad();
-  if (at::GradMode::is_enabled() && asked) return ListExchange::apply(xs, call);
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return call(xs);
+  return differentiable(
+      xs, ListCall{scatter_dim, gather_dim, copy_of(scatter_sizes), copy_of(gather_sizes),
+                   std::string(group_name), group_size, group_rank});
 }
 
 }  // namespace

@@ -54,11 +54,11 @@ ReduceKind reduce_kind(const c10d_::Site& site, std::string_view op) {
                     "\"; it must be one of sum, avg, product, min, max, band, bor, bxor");
 }
 
-void check_linear(const char* operation, const std::string& group, std::string_view op) {
-  TORCH_CHECK_NOT_IMPLEMENTED(op == "sum" || op == "avg", "fastvideo: backward of ", operation,
+void check_linear_reduction(const char* operation, const std::string& group, std::string_view op) {
+  TORCH_CHECK_NOT_IMPLEMENTED(op == "sum" || op == "avg", "fastvideo: derivative of ", operation,
                               " on group \"", group, "\": op \"", op,
-                              "\" has no gradient here, only sum and avg have; call it under "
-                              "torch.no_grad(), or with x.detach()");
+                              "\" has no gradient or tangent here, only sum and avg have; call it "
+                              "with x.detach()");
 }
 
 std::size_t checked_dim(const c10d_::Site& site, const at::Tensor& x, std::int64_t dim) {

@@ -68,9 +68,9 @@ class OpCall {
 /// "sum", "avg", "product", "min", "max", "band", "bor" or "bxor". @throws ValueError
 ReduceKind reduce_kind(const c10d_::Site& site, std::string_view op);
 
-/// What the backward pass of a reduction begins with. @throws NotImplementedError unless `op` is
+/// What the derivative of a reduction begins with. @throws NotImplementedError unless `op` is
 /// linear, "sum" or "avg"
-void check_linear(const char* operation, const std::string& group, std::string_view op);
+void check_linear_reduction(const char* operation, const std::string& group, std::string_view op);
 
 /// `dim` of `x` as an index. @throws ValueError if `x` has no such dimension; negative ones do not
 /// reach the ops.

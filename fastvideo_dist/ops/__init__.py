@@ -10,7 +10,8 @@ Rules for all of them:
   collectives; torch.compile keeps that order and leaves out no call, also if its result is not
   used. An op returns when it is done.
 - The backward pass of a collective is a collective: the tensor asks for a gradient on all ranks or
-  on none. Gradients are those of the sum of all ranks' losses.
+  on none. Gradients are those of the sum of all ranks' losses. Forward mode: the same of tangents,
+  which are exchanged by a call of their own.
 - In a checkpoint within a compiled function the results of collectives are kept, not asked for a
   second time: all ranks compile such a function, or none.
 - Where a size is cut into parts that need not be equal, the default is `split_sizes`. Where parts

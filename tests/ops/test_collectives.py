@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import reference
 from c10d import cases
 from fastvideo_dist import ops
 from harness import run_ranks
-from ops.meaning import OPS, gathered
+from ops.meaning import OPS, Op, gathered
 
 NAMES = pytest.mark.parametrize("name", OPS)
 WORLDS = pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -69,6 +70,58 @@ def check_gradient(rank: int, world_size: int) -> None:
 @WORLDS
 def test_gradients_and_their_gradients_are_those_of_one_process(world_size: int) -> None:
     run_ranks(check_gradient, world_size)
+
+
+def check_tangent(rank: int, world_size: int) -> None:
+    for name, op in OPS.items():
+        inputs = op.inputs(world_size, doubles)
+        along = op.inputs(world_size, lambda r, shape: cases.make(r, shape, torch.float64, seed=1))
+
+        def together(*xs: Tensor, op: Op = op) -> list[Tensor]:
+            return [y**3 for y in op.meaning(list(xs))]
+
+        def alone(x: Tensor, op: Op = op) -> Tensor:
+            result: Tensor = op.call(x, rank, world_size) ** 3
+            return result
+
+        values, tangents = torch.func.jvp(together, tuple(inputs), tuple(along))
+        value, tangent = torch.func.jvp(alone, (inputs[rank],), (along[rank],))
+        torch.testing.assert_close(value, values[rank], rtol=1e-13, atol=1e-13, msg=name)
+        torch.testing.assert_close(tangent, tangents[rank], rtol=1e-13, atol=1e-13, msg=name)
+
+        def slope(x: Tensor) -> Tensor:  # reverse mode under forward mode
+            (result,) = torch.autograd.grad(alone(x).sum(), x, create_graph=True)
+            return result
+
+        with forward_ad.dual_level():
+            x = inputs[rank].clone().requires_grad_()
+            y = alone(forward_ad.make_dual(x, along[rank]))
+            dy = forward_ad.unpack_dual(y).tangent
+            first = torch.autograd.grad(dy.sum(), x)[0]  # forward mode under reverse mode
+            second = forward_ad.unpack_dual(slope(forward_ad.make_dual(x, along[rank]))).tangent
+        torch.testing.assert_close(first, second, rtol=1e-11, atol=1e-11, msg=name)
+
+
+@WORLDS
+def test_tangents_are_those_of_one_process(world_size: int) -> None:
+    run_ranks(check_tangent, world_size)
+
+
+def check_list_tangents(rank: int, world_size: int) -> None:
+    """Of several tensors one has a tangent, on each rank another one."""
+    shape = (1, 2, world_size, 3)
+    xs = [doubles(rank + i, shape) for i in range(world_size)]
+    with forward_ad.dual_level():
+        along = doubles(rank, shape)
+        xs[rank] = forward_ad.make_dual(xs[rank], along)
+        tangents = [forward_ad.unpack_dual(y).tangent for y in ops.all_to_all_4d(xs)]
+        for i, tangent in enumerate(tangents):
+            mine = along if i == rank else torch.zeros_like(along)
+            cases.same_bits(tangent, ops.all_to_all_4d(mine), f"tensor {i}")
+
+
+def test_tangents_of_several_tensors_travel_together() -> None:
+    run_ranks(check_list_tangents, 2)
 
 
 def check_shard(rank: int, world_size: int) -> None:

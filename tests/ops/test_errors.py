@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from c10d import cases
 from fastvideo_dist import ops
@@ -115,6 +116,11 @@ def check_no_gradient(rank: int, world_size: int) -> None:
             y = call(x, **arguments)  # type: ignore[operator]
             with pytest.raises(NotImplementedError, match=f'"{op}" has no gradient'):
                 y.sum().backward()
+            with (
+                forward_ad.dual_level(),
+                pytest.raises(NotImplementedError, match=f'"{op}" has no gradient or tangent'),
+            ):
+                call(forward_ad.make_dual(x.detach(), torch.ones(4)), **arguments)  # type: ignore[operator]
     x = cases.make(rank, 4, torch.float32).requires_grad_()
     with torch.no_grad():
         assert not ops.all_reduce(x, "max").requires_grad
