@@ -13,6 +13,7 @@
 
 #include "c10d/translate_errors.h"
 #include "comm/env.h"
+#include "interpreter.h"
 #include "shm/ring.h"
 
 namespace fvd {
@@ -109,21 +110,10 @@ py::object object_of(RingPart part) {
   return py::cast(std::move(memory));
 }
 
-/// Ctrl-C reaches Python's main thread only; no other thread is to ask for the lock in a wait.
-const std::function<void()>* interrupt_hook() {
-  static const auto main_thread =
-      py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>();
-  static const auto* hook = new std::function<void()>([] {
-    const py::gil_scoped_acquire lock;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  });
-  return PyThread_get_thread_ident() == main_thread ? hook : nullptr;
-}
-
 RingCall call_of(std::optional<double> seconds) {
   constexpr double kForever = 1e9;  // thirty years; more would not fit the clock
   RingCall call;
-  call.interrupt = interrupt_hook();
+  call.interrupt = interpreter().interrupt_hook();
   if (seconds && std::isnan(*seconds))
     throw py::value_error("timeout is nan; give seconds or None");
   if (seconds && *seconds < kForever) {

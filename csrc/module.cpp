@@ -1,4 +1,4 @@
-// fastvideo_dist._C. The only file that knows Python, and the only one that names transports.
+// fastvideo_dist._C: its classes, and which transport serves which device.
 #include <pybind11/chrono.h>
 #include <torch/csrc/utils/pybind.h>
 #include <unistd.h>
@@ -8,10 +8,10 @@
 
 #include "bind_message_queue.h"
 #include "c10d/backend.h"
-#include "c10d/host.h"
 #include "c10d/translate_errors.h"
 #include "comm/env.h"
 #include "comm/log.h"
+#include "interpreter.h"
 #include "shm/shm_communicator.h"
 
 namespace fvd {
@@ -20,42 +20,6 @@ namespace {
 using c10d_::FastVideoBackend;
 using c10d_::FastVideoOptions;
 using Unlocked = py::call_guard<py::gil_scoped_release>;
-
-/// The interpreter, as the backend needs it. Ctrl-C reaches Python's main thread only.
-class Interpreter final : public c10d_::Host {
- public:
-  Interpreter()
-      : main_thread_(py::module_::import("threading")
-                         .attr("main_thread")()
-                         .attr("ident")
-                         .cast<unsigned long>()) {}
-
-  const std::function<void()>* interrupt_hook() const noexcept override {
-    return PyThread_get_thread_ident() == main_thread_ ? &hook_ : nullptr;
-  }
-
-  void run_unlocked(const std::function<void()>& body) const override {
-    if (Py_IsInitialized() != 0 && PyGILState_Check() != 0) {
-      const py::gil_scoped_release unlocked;
-      body();
-    } else {
-      body();
-    }
-  }
-
- private:
-  const unsigned long main_thread_;
-  const std::function<void()> hook_ = [] {
-    const py::gil_scoped_acquire lock;
-    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-  };
-};
-
-/// Never destroyed: works may outlive the module.
-const Interpreter& interpreter() {
-  static const auto* instance = new Interpreter;
-  return *instance;
-}
 
 /// The shared-memory domain of this process, made with its first group. Not destroyed at exit, when
 /// other threads may still be inside; memory and descriptors go with the process. A forked child
@@ -85,10 +49,9 @@ std::unique_ptr<Communicator> make_communicator(c10::DeviceType device, Store& s
 c10::intrusive_ptr<FastVideoBackend> make_backend(c10::intrusive_ptr<::c10d::Store> store, int rank,
                                                   int size,
                                                   c10::intrusive_ptr<FastVideoOptions> options) {
-  const auto& host = interpreter();       // needs the lock
   const py::gil_scoped_release unlocked;  // the rendezvous blocks
   return c10::make_intrusive<FastVideoBackend>(std::move(store), rank, size, std::move(options),
-                                               make_communicator, host);
+                                               make_communicator, interpreter());
 }
 
 c10::intrusive_ptr<FastVideoOptions> copy_options(const FastVideoOptions& options) {
@@ -162,6 +125,7 @@ py::dict build_info() {
 }  // namespace fvd
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  fvd::interpreter();
   // Registers the base classes.
   py::module_::import("torch._C._distributed_c10d");
   module.doc() = "The compiled part of fastvideo_dist. Use it through torch.distributed and ops.";

@@ -32,12 +32,14 @@ ARROWS = {
     "c10d": (["c10d/", "comm/"], [STANDARD, TENSORS, C10D, THREAD_NAMES]),
     "ops": (["ops/", *DOORS, "comm/"], [STANDARD, TENSORS, OPS, HUGE_PAGES]),
     "module.cpp": (
-        ["bind_message_queue.h", "c10d/", "shm/", "comm/"],
+        ["bind_message_queue.h", "interpreter.h", "c10d/", "shm/", "comm/"],
         [STANDARD, POSIX, TENSORS, PYTHON],
     ),
+    "interpreter.h": (["c10d/host.h"], []),
+    "interpreter.cpp": (["interpreter.h"], [PYTHON]),
     "bind_message_queue.h": ([], [PYTHON]),
     "bind_message_queue.cpp": (
-        ["bind_message_queue.h", "c10d/translate_errors.h", "shm/", "comm/"],
+        ["bind_message_queue.h", "c10d/translate_errors.h", "interpreter.h", "shm/", "comm/"],
         [STANDARD, TENSORS, PYTHON],
     ),
 }

@@ -9,7 +9,7 @@ namespace fvd::c10d_ {
 /// How often a waiting thread looks for Ctrl-C: unnoticeable to a person, nothing to the machine.
 constexpr std::chrono::milliseconds kInterruptInterval{100};
 
-/// One object per process; it outlives every group. module.cpp implements it over the interpreter.
+/// One object per process; it outlives every group. interpreter.cpp implements it.
 class Host {
  public:
   virtual ~Host() = default;
