@@ -34,6 +34,12 @@ struct Memory {
 Memory memory_of(const at::Tensor& tensor) {
   TORCH_CHECK_VALUE(tensor.device().is_cpu() && tensor.layout() == at::kStrided,
                     "memory_of: expected a dense CPU tensor, got one on ", tensor.device());
+  // A DTensor, a FakeTensor: strides and a size, and behind them nothing, or something else.
+  TORCH_CHECK_TYPE(
+      tensor.has_storage() && !tensor.key_set().has(c10::DispatchKey::Python) &&
+          (tensor.nbytes() == 0 || tensor.const_data_ptr() != nullptr),
+      "memory_of: expected a tensor with memory of its own; give the plain tensor that "
+      "this one wraps");
   TORCH_CHECK_VALUE(tensor.is_non_overlapping_and_dense(), "memory_of: the tensor of strides ",
                     tensor.strides(), " has gaps");
   Memory memory;

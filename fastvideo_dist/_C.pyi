@@ -73,6 +73,7 @@ def memory_of(tensor: torch.Tensor) -> Memory:
 
     Raises:
         ValueError: another device or layout, or strides that leave gaps.
+        TypeError: it has no memory of its own, as DTensors and FakeTensors.
     """
 
 @final

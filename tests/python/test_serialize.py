@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
+from fastvideo_dist._compat import extension
 from fastvideo_dist.serialize import flatten, pack, unflatten, unpack
 
 DTYPES = sorted(
@@ -227,6 +229,14 @@ def test_parameters_attributes_and_modules() -> None:
 def test_sparse_and_meta_pickle_as_they_do() -> None:
     assert torch.equal(through(torch.eye(3).to_sparse()).to_dense(), torch.eye(3))
     assert through(torch.empty(3, device="meta")).device.type == "meta"
+
+
+def test_only_a_tensor_with_memory_of_its_own_has_memory() -> None:
+    with FakeTensorMode():
+        fake = torch.empty(1000)
+    for tensor in (fake, torch._efficientzerotensor(1000)):
+        with pytest.raises(TypeError, match="memory of its own"):
+            extension().memory_of(tensor)
 
 
 def test_what_does_not_pickle_says_so() -> None:
