@@ -51,16 +51,25 @@ def reduced_to(inputs: Sequence[Tensor], dst: int, op: str = "sum") -> list[Tens
     return [result if r == dst else torch.zeros_like(result) for r in range(len(inputs))]
 
 
+def sharded(inputs: Sequence[Tensor], dim: int) -> list[Tensor]:
+    """Of equal inputs, so their average: each rank's gradient is its share in that of all parts."""
+    return reduce_scattered(inputs, dim, "avg")
+
+
 @dataclass(frozen=True)
 class Op:
-    """`call` on one rank; `meaning` of all ranks' inputs; `shape` of the input of a rank."""
+    """`call` on one rank; `meaning` of all ranks' inputs; `shape` of the input of a rank.
+
+    `alike`: whether the op is for inputs that are the same on all ranks.
+    """
 
     call: Callable[[Tensor, int, int], Tensor]
     meaning: Callable[[list[Tensor]], list[Tensor]]
     shape: Callable[[int, int], Sequence[int]]
+    alike: bool = False
 
     def inputs(self, world: int, make: Callable[[int, Sequence[int]], Tensor]) -> list[Tensor]:
-        return [make(rank, self.shape(rank, world)) for rank in range(world)]
+        return [make(0 if self.alike else r, self.shape(r, world)) for r in range(world)]
 
 
 def _same(*shape: int) -> Callable[[int, int], Sequence[int]]:
@@ -112,6 +121,18 @@ OPS = {
         lambda x, rank, world: ops.reduce_scatter(x, 1, "avg"),
         lambda xs: reduce_scattered(xs, 1, "avg"),
         _same(2, 7, 3),
+    ),
+    "shard": Op(
+        lambda x, rank, world: ops.shard(x, 1),
+        lambda xs: sharded(xs, 1),
+        lambda rank, world: (2, 3 * world, 4),
+        alike=True,
+    ),
+    "shard into unequal parts": Op(
+        lambda x, rank, world: ops.shard(x, -1),
+        lambda xs: sharded(xs, -1),
+        _same(3, 1, 7),
+        alike=True,
     ),
     "all_to_all_4d": Op(
         lambda x, rank, world: ops.all_to_all_4d(x),

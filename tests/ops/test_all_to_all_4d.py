@@ -126,7 +126,7 @@ def check_opcheck(rank: int, world_size: int) -> None:
         torch.library.opcheck(op, (x, scatter, gather, "0", world_size))
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_opcheck(world_size: int) -> None:
     run_ranks(check_opcheck, world_size, timeout=100)
 
