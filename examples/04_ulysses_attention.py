@@ -20,10 +20,10 @@ BATCH, SEQUENCE, HEADS, DIM = 1, 45, 5, 16
 
 
 def ulysses_attention(
-    q: Tensor, k: Tensor, v: Tensor, lengths: list[int], attention: Callable[..., Tensor]
+    q: Tensor, k: Tensor, v: Tensor, attention: Callable, lengths: list[int] | None = None
 ) -> Tensor:
-    """[B, S_r, H, D] on rank r, which has lengths[r] = S_r of the sequence, in and out."""
-    heads = split_sizes(q.shape[2], len(lengths))
+    """[B, S_r, H, D] in and out, S_r = lengths[r] on rank r; None: the same on all ranks."""
+    heads = split_sizes(q.shape[2], dist.get_world_size())
     q, k, v = all_to_all_4d([q, k, v], 2, 1, gather_sizes=lengths)  # [B, S, H_r, D]
     return all_to_all_4d(attention(q, k, v), 1, 2, scatter_sizes=lengths, gather_sizes=heads)
 
@@ -42,7 +42,7 @@ def main() -> None:
     lengths = split_sizes(SEQUENCE, world)
     mine = [x.detach().split(lengths, dim=1)[rank].requires_grad_() for x in whole]
 
-    out = ulysses_attention(*mine, lengths, attention)
+    out = ulysses_attention(*mine, attention, lengths)
     out.square().sum().backward()
     attention(*whole).square().sum().backward()
     for part, x in zip(mine, whole, strict=True):

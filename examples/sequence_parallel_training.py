@@ -21,6 +21,7 @@ from fastvideo_dist.communication_op import (
     sequence_model_parallel_all_to_all_4D,
     sequence_model_parallel_shard,
 )
+from fastvideo_dist.ops import all_to_all_4d
 from fastvideo_dist.parallel_state import (
     cleanup_dist_env_and_memory,
     get_sp_group,
@@ -45,11 +46,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, _ = x.shape
-        # q, k and v one after the other along the batch: one exchange for the three.
-        qkv = torch.cat(self.qkv(x).view(batch, length, 3 * HEADS, -1).chunk(3, dim=2))
-        if self.parallel:
-            qkv = sequence_model_parallel_all_to_all_4D(qkv, scatter_dim=2, gather_dim=1)
-        q, k, v = qkv.transpose(1, 2).chunk(3)
+        qkv = self.qkv(x).view(batch, length, 3 * HEADS, -1).chunk(3, dim=2)
+        if self.parallel:  # one exchange for the three, from where they lie
+            qkv = all_to_all_4d(qkv, 2, 1, get_sp_group().device_group)
+        q, k, v = (part.transpose(1, 2) for part in qkv)
         # Softmax spelled out: compiled to the fused attention it has no gradient in float64.
         scores = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
         seen = ((scores - scores.logsumexp(-1, keepdim=True)).exp() @ v).transpose(1, 2)
