@@ -104,19 +104,20 @@ class GroupCoordinator:
             use_device_communicator: whether calls on tensors will be made.
             use_message_queue_broadcaster: whether to make the queue that rank 0 writes at once, and
                 to show it as `mq_broadcaster`; else it is made by the first broadcast from there.
-            group_name: "sp" makes "sp:0" or the next number that is free.
+            group_name: "sp" makes "sp:0", or the next number that is free on all ranks.
             timeout: of each call; None: that of the default group.
             device: of this rank's tensors; None: `get_local_torch_device()`.
 
         Raises:
             ValueError: malformed groups, ranks that want different ones, or this rank in none.
         """
-        self.unique_name = _free_name(group_name or "anonymous")
-        self._shared = process_groups.acquire(
+        name = group_name or "anonymous"
+        self._shared, self.unique_name = process_groups.acquire(
             group_ranks,
             process_groups.resolve_backend(torch_distributed_backend),
             timeout,
-            self.unique_name,
+            name,
+            _free_number(name),
         )
         self.rank = dist.get_rank()
         if self._shared is None:
@@ -526,8 +527,7 @@ class GroupCoordinator:
         return ranks.index(self.ranks[src])
 
 
-def _free_name(name: str) -> str:
-    number = 0
-    while f"{name}:{number}" in _groups:
-        number += 1
-    return f"{name}:{number}"
+def _free_number(name: str) -> int:
+    """One more than the highest of the coordinators `name` on this rank."""
+    numbers = [key.rpartition(":") for key in _groups]
+    return max((int(number) + 1 for base, _, number in numbers if base == name), default=0)

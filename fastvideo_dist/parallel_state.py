@@ -334,10 +334,15 @@ def initialize_model_parallel(
     global _TP, _SP, _DP
     world = get_world_group()
     tp, sp = tensor_model_parallel_size, sequence_model_parallel_size
-    check_sizes(world.world_size, tp, sp, data_parallel_size)
+
+    def check() -> None:
+        check_sizes(world.world_size, tp, sp, data_parallel_size)
+
     if _TP is not None or _SP is not None or _DP is not None:
+        check()
         _check_existing(tp, sp)
         return
+    process_groups.all_or_none("initialize_model_parallel", check)
     backend = backend or process_groups.backend_of(world.device_group)
     try:
         _TP = _coordinator(
@@ -440,12 +445,16 @@ def _further_group(
     kind: str, size: int, backend: str | None, suffix: str, queue: bool, timeout: timedelta | None
 ) -> GroupCoordinator:
     world = get_world_group()
-    if size < 1 or world.world_size % size:
-        raise ValueError(
-            f"a {kind} group of {size} ranks does not divide the world size {world.world_size}"
-        )
+
+    def layout() -> list[list[int]]:
+        if size < 1 or world.world_size % size:
+            raise ValueError(
+                f"a {kind} group of {size} ranks does not divide the world size {world.world_size}"
+            )
+        return consecutive(world.world_size, size)
+
     return _coordinator(
-        consecutive(world.world_size, size),
+        process_groups.all_or_none(f"making a further {kind} group", layout),
         world.local_rank,
         backend or process_groups.backend_of(world.device_group),
         queue,

@@ -8,9 +8,10 @@ have the same ranks; they then hold the same group, counted, and the last one to
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ __all__ = [
     "OURS",
     "SharedGroup",
     "acquire",
+    "all_or_none",
     "backend_of",
     "check_peer",
     "check_rank",
@@ -33,6 +35,8 @@ __all__ = [
 
 OURS = "fastvideo"
 _UPSTREAM_DEFAULT = "nccl"
+
+_T = TypeVar("_T")
 
 # Ranks, backend, timeout.
 _Key = tuple[tuple[int, ...], str, "timedelta | None"]
@@ -142,9 +146,42 @@ def timeout_of(group: ProcessGroup) -> timedelta | None:
     return timeout
 
 
+def all_or_none(what: str, check: Callable[[], _T]) -> _T:
+    """What `check` returns. Collective over all ranks of the default group.
+
+    Raises:
+        ValueError: on all ranks, if `check` raises one on any of them.
+    """
+    world = default_group(what)
+    failure: ValueError | None = None
+    try:
+        result = check()
+    except ValueError as error:
+        failure = error
+    refusals = _gather(world, "" if failure is None else str(failure))
+    if failure is not None:
+        raise failure
+    for rank, words in enumerate(refusals):
+        if words:
+            raise ValueError(f"{what}: rank {rank} refuses: {words}")
+    return result
+
+
+def _gather(world: ProcessGroup, obj: _T) -> list[_T]:
+    """By rank."""
+    everyone = [obj] * world.size()
+    if world.size() > 1:
+        dist.all_gather_object(everyone, obj, group=world)
+    return everyone
+
+
 def acquire(
-    rank_sets: Sequence[Sequence[int]], backend: str, timeout: timedelta | None, label: str
-) -> SharedGroup | None:
+    rank_sets: Sequence[Sequence[int]],
+    backend: str,
+    timeout: timedelta | None,
+    name: str,
+    number: int = 0,
+) -> tuple[SharedGroup | None, str]:
     """The group of the rank set this rank is in; made if its members do not share one already.
 
     Collective over all ranks of the default group, also over those in no set.
@@ -153,22 +190,26 @@ def acquire(
         rank_sets: global ranks, ascending in each set; the same on all ranks.
         backend: as `resolve_backend` returns it.
         timeout: of every call on the group; None: that of the default group.
-        label: for messages, and in those of the group if it is made here.
+        name: for messages.
+        number: from which on this rank has no "name:number" yet.
 
     Returns:
-        To be given to `release` once; None if this rank is in none of the sets.
+        The group, to be given to `release` once; None if this rank is in none of the sets. And
+        "name:number" with the first number that is free on all ranks.
 
     Raises:
         ValueError: on all ranks alike: the sets are malformed, or the ranks want different groups.
         torch.distributed.DistBackendError: a rank died or did not come.
     """
-    world = default_group(f"making the groups of {label}")
-    sets = _checked(rank_sets, world.size(), label)
+    what = f"making the groups of {name}"
+    world = default_group(what)
+    sets = all_or_none(what, lambda: _checked(rank_sets, world.size(), name))
     _begin_anew_under(world)
     timeout = timeout or timeout_of(world)
     keys = [(ranks, backend, timeout) for ranks in sets]
     ours = _lookup(keys, world)
-    known = _agree(keys, [ours.get(key) for key in keys], world, label)
+    known, number = _agree(keys, [ours.get(key) for key in keys], number, world, name)
+    label = f"{name}:{number}"
     mine = None
     for key, is_known in zip(keys, known, strict=True):
         if not is_known:
@@ -180,7 +221,7 @@ def acquire(
             mine = ours[key]
     if mine is not None:
         mine.holders += 1
-    return mine
+    return mine, label
 
 
 def release(shared: SharedGroup) -> None:
@@ -237,25 +278,30 @@ def _lookup(keys: list[_Key], world: ProcessGroup) -> dict[_Key, SharedGroup]:
 
 
 def _agree(
-    keys: list[_Key], known: list[SharedGroup | None], world: ProcessGroup, label: str
-) -> list[bool]:
-    """Of each key, whether all its members hold the same group; raises if the keys differ."""
-    names = [shared.group.group_name if shared else "" for shared in known]
-    plans: list[tuple[list[_Key], list[str]]] = [(keys, names)] * world.size()
-    if world.size() > 1:
-        dist.all_gather_object(plans, (keys, names), group=world)
-    for rank, (theirs, _) in enumerate(plans):
+    keys: list[_Key],
+    known: list[SharedGroup | None],
+    number: int,
+    world: ProcessGroup,
+    name: str,
+) -> tuple[list[bool], int]:
+    """Of each key, whether all its members hold the same group; raises if the keys differ.
+
+    And the highest of all ranks' numbers.
+    """
+    held = [shared.group.group_name if shared else "" for shared in known]
+    plans = _gather(world, (keys, held, number))
+    for rank, (theirs, _, _) in enumerate(plans):
         if theirs != plans[0][0]:
             raise ValueError(
-                f"{label}: the ranks want different groups. Rank 0: {_describe(plans[0][0])}; "
+                f"{name}: the ranks want different groups. Rank 0: {_describe(plans[0][0])}; "
                 f"rank {rank}: {_describe(theirs)}. Every rank must give the same sizes, backend "
                 "and timeout"
             )
     agreed = []
     for index, (ranks, _, _) in enumerate(keys):
-        held = {plans[rank][1][index] for rank in ranks}
-        agreed.append(len(held) == 1 and held != {""})
-    return agreed
+        groups = {plans[rank][1][index] for rank in ranks}
+        agreed.append(len(groups) == 1 and groups != {""})
+    return agreed, max(number for _, _, number in plans)
 
 
 def _describe(keys: list[_Key]) -> str:

@@ -86,6 +86,13 @@ def check_sizes(rank: int, world_size: int) -> None:
             ps.init_model_parallel_group([[0, 1, 2]], 0, "nccl")
     else:
         ps.init_model_parallel_group([[0, 1, 2]], 0, "nccl").destroy()
+    # One rank's mistake is told to all, before anything is waited for.
+    with fails(ValueError, "sequence_model_parallel_size is 3"):
+        ps.initialize_model_parallel(1, 4 if rank else 3)
+    with fails(ValueError, "sp group of 3"):
+        ps.initialize_sequence_parallel_group(3 if rank == 1 else 2)
+    with fails(ValueError, "more than one"):
+        ps.init_model_parallel_group([[0, 1], [1, 2, 3] if rank == 2 else [2, 3]], 0, "nccl")
     with fails(ValueError, "want different groups"):
         ps.init_model_parallel_group([[0, 1, 2, 3]] if rank else [[0, 1], [2, 3]], 0, "nccl")
     assert not ps.model_parallel_is_initialized()
@@ -218,6 +225,39 @@ def check_real_groups(rank: int, world_size: int) -> None:
 
 def test_torch_takes_the_groups() -> None:
     run_ranks(check_real_groups, 4)
+
+
+def check_names(rank: int, world_size: int) -> None:
+    """The same on all ranks, though destroying is local and not every rank is in every group."""
+    everyone = [list(range(world_size))]
+
+    def make(name: str, ranks: list[list[int]] = everyone) -> ps.GroupCoordinator:
+        return ps.init_model_parallel_group(ranks, 0, "nccl", group_name=name)
+
+    with job(rank, world_size):
+        for early in (rank == 0, rank != 0):
+            first = make("early")
+            if early:
+                first.destroy()
+            second = make("early")
+            if not early:
+                first.destroy()
+            assert (second.broadcast(torch.ones(2)) == 1).all()
+            second.destroy()
+        if rank == 2:
+            with fails(ValueError, "in none"):
+                make("few", [[0, 1]])
+        else:
+            make("few", [[0, 1]])
+        for number in (1, 2):
+            all_of_them = make("few")
+            assert all_of_them.unique_name == f"few:{number}"
+            assert all_of_them.broadcast_object(rank) == 0
+            assert (all_of_them.broadcast(torch.ones(2)) == 1).all()
+
+
+def test_names_are_the_same_on_all_ranks() -> None:
+    run_ranks(check_names, 3)
 
 
 def check_patching(rank: int, world_size: int) -> None:
