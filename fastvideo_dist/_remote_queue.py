@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import enum
+import itertools
 import os
 import struct
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,7 +24,15 @@ from fastvideo_dist.serialize import flatten, unflatten
 
 __all__ = ["Kind", "Receiver", "Sender", "gather", "host_identity", "split"]
 
-_TAG = 0x5146  # beside the user's own sends; high, and fits every backend
+# Beside the user's own sends; high, and fits every backend. Messages are told apart by their sender
+# and tag, so each queue of a writer has another one.
+_TAG = 0x51460000
+_TAGS = 0x10000
+_numbers = itertools.count()
+# What closed writers sent and nobody may have received yet: a backend may forget it with its work.
+_sent: weakref.WeakKeyDictionary[dist.ProcessGroup, list[Any]] = weakref.WeakKeyDictionary()
+# A queue may have nothing to say for longer than a collective may take. In milliseconds an int.
+_FOREVER = timedelta(days=20)
 _ROUNDING_S = 0.005  # backends wait whole milliseconds, which may be less than they were told
 
 
@@ -49,25 +60,29 @@ def gather(pg: dist.ProcessGroup, obj: object) -> list[Any]:
     if pg.size() == 1:
         return [obj]
     mine = flatten(obj)
-    lengths = [torch.empty(1, dtype=torch.int64) for _ in range(pg.size())]
-    dist.all_gather(lengths, torch.tensor([mine.numel()]), group=pg)
+    lengths = [_cpu_tensor(1, torch.int64) for _ in range(pg.size())]
+    dist.all_gather(lengths, torch.tensor([mine.numel()], device="cpu"), group=pg)
     longest = max(int(length) for length in lengths)
-    padded = torch.zeros(longest, dtype=torch.uint8)
+    padded = _cpu_tensor(longest).zero_()
     padded[: mine.numel()] = mine
-    all_of_them = [torch.empty(longest, dtype=torch.uint8) for _ in range(pg.size())]
+    all_of_them = [_cpu_tensor(longest) for _ in range(pg.size())]
     dist.all_gather(all_of_them, padded, group=pg)
     return [unflatten(one) for one in all_of_them]
 
 
+def _cpu_tensor(elements: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    return torch.empty(elements, dtype=dtype, device="cpu")  # whatever the default device is
+
+
 def _head(kind: Kind, length: int) -> Tensor:
-    return torch.tensor([kind, length], dtype=torch.int64)
+    return torch.tensor([kind, length], dtype=torch.int64, device="cpu")
 
 
 def _frame(parts: Sequence[Any]) -> Tensor:
     """Parts end to end behind a table of their lengths, as one uint8 tensor."""
     views = [memoryview(part) for part in parts]
     table = struct.pack(f"={1 + len(views)}q", len(views), *(view.nbytes for view in views))
-    frame = torch.empty(len(table) + sum(view.nbytes for view in views), dtype=torch.uint8)
+    frame = _cpu_tensor(len(table) + sum(view.nbytes for view in views))
     memory = memoryview(extension().memory_of(frame))
     memory[: len(table)] = table
     at = len(table)
@@ -89,6 +104,21 @@ def _parts(frame: Tensor) -> list[Any]:
     return parts
 
 
+@contextlib.contextmanager
+def _without_deadline(pg: dist.ProcessGroup) -> Iterator[None]:
+    """What is posted inside may wait for as long as both ranks live, whatever the group's timeout.
+
+    A receive that timed out would break the group, and with it all that goes on there.
+    """
+    backend = pg._get_backend(torch.device("cpu"))
+    timeout = backend.options._timeout
+    backend.set_timeout(_FOREVER)
+    try:
+        yield
+    finally:
+        backend.set_timeout(timeout)
+
+
 class Sender:
     """The writer's side: sends each message to every remote reader, at most `ahead` ahead."""
 
@@ -97,6 +127,7 @@ class Sender:
         self._name = name
         self._ranks = ranks
         self._ahead = ahead
+        self.tag = _TAG + next(_numbers) % _TAGS
         # Messages under way, oldest first: works, and tensors that must live as long.
         self._under_way: collections.deque[list[tuple[int, Any, Tensor]]] = collections.deque()
         self._closed = False
@@ -112,7 +143,8 @@ class Sender:
         message = []
         for rank in self._ranks:
             for tensor in (_head(kind, frame.numel()), frame):
-                work = self._pg.send([tensor], rank, _TAG)
+                with _without_deadline(self._pg):
+                    work = self._pg.send([tensor], rank, self.tag)
                 message.append((rank, work, tensor))
         self._under_way.append(message)
 
@@ -131,10 +163,11 @@ class Sender:
         if self._closed:
             return
         self._closed = True
+        _sent.setdefault(self._pg, []).append(self._under_way)
         try:
             for rank in self._ranks:
                 head = _head(Kind.CLOSED, 0)
-                self._under_way.append([(rank, self._pg.send([head], rank, _TAG), head)])
+                self._under_way.append([(rank, self._pg.send([head], rank, self.tag), head)])
         except RuntimeError:
             pass  # the group is broken or destroyed, which tells them too
 
@@ -142,10 +175,11 @@ class Sender:
 class Receiver:
     """A remote reader's side."""
 
-    def __init__(self, pg: dist.ProcessGroup, name: str, writer_rank: int) -> None:
+    def __init__(self, pg: dist.ProcessGroup, name: str, writer_rank: int, tag: int) -> None:
         self._pg = pg
         self._name = name
         self._writer = writer_rank
+        self._tag = tag
         # What is under way is kept when a wait for it times out.
         self._head: tuple[Any, Tensor] | None = None
         self._body: tuple[Any, Tensor] | None = None
@@ -155,8 +189,8 @@ class Receiver:
         deadline = None if timeout is None else time.monotonic() + timeout
         if self._body is None:
             length = self._receive_head(kind, deadline)
-            frame = torch.empty(length, dtype=torch.uint8)
-            self._body = (self._pg.recv([frame], self._writer, _TAG), frame)
+            frame = _cpu_tensor(length)
+            self._body = (self._recv(frame), frame)
         work, frame = self._body
         _wait(work, deadline, self._name, f"dequeue from rank {self._writer}, which")
         self._body = None
@@ -166,8 +200,8 @@ class Receiver:
         if self._ended:
             self._raise_ended()
         if self._head is None:
-            head = torch.empty(2, dtype=torch.int64)
-            self._head = (self._pg.recv([head], self._writer, _TAG), head)
+            head = _cpu_tensor(2, torch.int64)
+            self._head = (self._recv(head), head)
         work, head = self._head
         _wait(work, deadline, self._name, f"dequeue from rank {self._writer}, which")
         self._head = None
@@ -178,9 +212,13 @@ class Receiver:
         if kind != wanted:
             raise dist.DistBackendError(
                 f'MessageQueue "{self._name}": rank {self._writer} sent a message of kind {kind}, '
-                f"expected {int(wanted)}; something else sends with tag {_TAG} in this group"
+                f"expected {int(wanted)}; something else sends with tag {self._tag} in this group"
             )
         return int(length)
+
+    def _recv(self, tensor: Tensor) -> Any:
+        with _without_deadline(self._pg):
+            return self._pg.recv([tensor], self._writer, self._tag)
 
     def _raise_ended(self) -> None:
         raise dist.DistBackendError(
@@ -194,7 +232,7 @@ class Receiver:
 
 def _wait(work: Any, deadline: float | None, name: str, what: str) -> None:
     if deadline is None:
-        work.wait()
+        work.wait(_FOREVER)
         return
     left = max(deadline - time.monotonic(), 0.001)  # 0 would mean the group's own timeout
     try:

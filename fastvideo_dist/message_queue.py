@@ -201,7 +201,7 @@ class MessageQueue:
     ) -> None:
         """Opens this rank's end, or raises on all ranks if one could not."""
         problem: Exception | None = None
-        handle: Handle | None = None
+        offer: tuple[Handle, int] | None = None
         if self._is_writer:
             try:
                 if self.local_reader_ranks:
@@ -209,16 +209,18 @@ class MessageQueue:
                     self._writer = extension().QueueWriter(self.name, readers, chunks, size)
                 if remote:
                     self._sender = _remote_queue.Sender(pg, self.name, remote, chunks)
-                handle = self.export_handle()
+                tag = 0 if self._sender is None else self._sender.tag
+                offer = self.export_handle(), tag
             except Exception as error:
                 problem = error
-        handle = _remote_queue.gather(pg, handle)[writer_rank]
-        if not self._is_writer and handle is not None:
+        offer = _remote_queue.gather(pg, offer)[writer_rank]
+        if not self._is_writer and offer is not None:
+            handle, tag = offer
             try:
                 if pg.rank() in self.local_reader_ranks:
                     self._reader = self.create_from_handle(handle, pg.rank())._reader
                 else:
-                    self._receiver = _remote_queue.Receiver(pg, self.name, writer_rank)
+                    self._receiver = _remote_queue.Receiver(pg, self.name, writer_rank, tag)
             except Exception as error:
                 problem = error
         answers = _remote_queue.gather(pg, None if problem is None else str(problem))

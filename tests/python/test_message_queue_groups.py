@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from fastvideo_dist import _remote_queue
@@ -55,6 +59,39 @@ def over_a_group(rank: int, world: int, writer: int, remote: list[int]) -> list[
 def test_over_a_process_group(world: int, writer: int, remote: list[int]) -> None:
     for answer in run_ranks(over_a_group, world, writer=writer, remote=remote):
         assert all(answer), answer
+
+
+def several_over_a_group(rank: int, world: int, backend: str) -> None:
+    """To a reader who pretends to be on another host, with a timeout shorter than the silence."""
+    group = dist.new_group(list(range(world)), timeout=timedelta(seconds=2), backend=backend)
+    host = ("host", rank)
+    with mock.patch.object(_remote_queue, "host_identity", return_value=host):
+        one, two, three = (
+            MessageQueue.create_from_process_group(group, 1 << 16, 3, name=name)
+            for name in ("one", "two", "three")
+        )
+    if rank == 0:
+        three.close()
+        one.enqueue("to one", 30)
+        two.enqueue("to two", 30)
+        time.sleep(4)  # the silence itself
+        two.enqueue("after the silence", 30)
+    else:
+        assert two.dequeue() == "to two"
+        assert two.dequeue() == "after the silence"
+        assert one.dequeue() == "to one"
+        assert "closed" in raised(dist.DistBackendError, three.dequeue)
+    options = group._get_backend(torch.device("cpu")).options
+    assert options._timeout == timedelta(seconds=2)
+    dist.barrier(group)
+    for queue in (one, two, three):
+        queue.close()
+    dist.barrier()
+
+
+@pytest.mark.parametrize("backend", ["fastvideo", "gloo"])
+def test_queues_of_one_group_do_not_mix_and_may_be_silent(backend: str) -> None:
+    run_ranks(several_over_a_group, 2, backend=backend)
 
 
 def wrong_over_a_group(rank: int, world: int) -> list[str]:
