@@ -39,7 +39,8 @@ class StatelessProcessGroup:
     who should have read them. One thread at a time.
 
     Raises, from each method that waits:
-        TimeoutError: a rank did not come; names the ranks, what was waited for and how long.
+        TimeoutError: a rank did not come; names the ranks, what was waited for and how long. The
+            call counts as not made: the next of its kind takes its place.
         ConnectionError: a rank that was waited for has ended, seen within some milliseconds if it
             ran on this node and the group was made by `create`; or rank 0, and the store with it.
     """
@@ -120,18 +121,19 @@ class StatelessProcessGroup:
         """Leaves an object for `dst`; does not wait until it is fetched."""
         self._check_peer(dst, "send_obj to")
         self.expire_data()
-        number = self._sent[dst] = self._sent.get(dst, 0) + 1
+        number = self._sent.get(dst, 0) + 1
         self._set(f"send/{self.rank}/{dst}/{number}", obj, "send_obj")
+        self._sent[dst] = number
 
     def recv_obj(self, src: int) -> Any:
         """The next object of `src`, in the order it sent them."""
         self._check_peer(src, "recv_obj from")
         number = self._received.get(src, 0) + 1
         key = f"send/{src}/{self.rank}/{number}"
-        obj = self._get(key, src, "recv_obj")
+        value = self._get(key, src, "recv_obj")
         self._received[src] = number
         self._delete(key)
-        return obj
+        return pickle.loads(value)
 
     def broadcast_obj(self, obj: Any | None, src: int) -> Any:
         """The object of `src`, on every rank. Collective; `src` does not wait for the others.
@@ -139,40 +141,46 @@ class StatelessProcessGroup:
         So rank 0, which serves the store, must not end right afterwards; `barrier` first.
         """
         self._check_rank(src, "broadcast_obj from")
-        number = self._broadcasts[src] = self._broadcasts.get(src, 0) + 1
+        number = self._broadcasts.get(src, 0) + 1
         key = f"broadcast/{src}/{number}"
         if self.rank == src:
             self.expire_data()
             if self.world_size > 1:
                 self._set(key, obj, "broadcast_obj")
+            self._broadcasts[src] = number
             return obj
-        received = self._get(key, src, "broadcast_obj")
+        value = self._get(key, src, "broadcast_obj")
+        self._broadcasts[src] = number
         reads = self._use(lambda: self.store.add(f"{key}/read", 1), "broadcast_obj")
         if reads == self.world_size - 1:
             self._delete(key, f"{key}/read")
-        return received
+        return pickle.loads(value)
 
     def all_gather_obj(self, obj: Any) -> list[Any]:
         """The objects of all ranks, by rank. Collective."""
-        self._gathers += 1
         self.expire_data()
-        prefix = f"gather/{self._gathers}"
+        prefix = f"gather/{self._gathers + 1}"
         self._set(f"{prefix}/{self.rank}", obj, "all_gather_obj")
-        objects = [
-            obj if rank == self.rank else self._get(f"{prefix}/{rank}", rank, "all_gather_obj")
+        others = {
+            rank: self._get(f"{prefix}/{rank}", rank, "all_gather_obj")
+            for rank in range(self.world_size)
+            if rank != self.rank
+        }
+        self._leave(prefix, "all_gather_obj")
+        self._gathers += 1
+        return [
+            obj if rank == self.rank else pickle.loads(others[rank])
             for rank in range(self.world_size)
         ]
-        self._leave(prefix, "all_gather_obj")
-        return objects
 
     def barrier(self) -> None:
         """Returns when every rank has called it. Collective."""
-        self._barriers += 1
-        prefix = f"barrier/{self._barriers}"
+        prefix = f"barrier/{self._barriers + 1}"
         self._use(lambda: self.store.set(f"{prefix}/{self.rank}", ""), "barrier")
         for rank in range(self.world_size):
             self._wait(f"{prefix}/{rank}", rank, "barrier")
         self._leave(prefix, "barrier")
+        self._barriers += 1
 
     def expire_data(self) -> None:
         """Deletes what this rank set more than `data_expiration_seconds` ago."""
@@ -184,9 +192,10 @@ class StatelessProcessGroup:
         self._use(lambda: self.store.set(key, value), what)
         self._unread.append((key, time.monotonic()))
 
-    def _get(self, key: str, src: int, what: str) -> Any:
+    def _get(self, key: str, src: int, what: str) -> bytes:
         self._wait(key, src, what)
-        return pickle.loads(self._use(lambda: self.store.get(key), what))
+        value: bytes = self._use(lambda: self.store.get(key), what)
+        return value
 
     def _leave(self, prefix: str, what: str) -> None:
         """Ends a call of all ranks. Rank 0 serves the store and goes last, as it may end then."""
@@ -241,8 +250,8 @@ class StatelessProcessGroup:
         processes = self.all_gather_obj((this_node(), os.getpid()))
         for rank, (node, pid) in enumerate(processes):
             if node == this_node() and rank != self.rank and pid != os.getpid():
-                # It may have ended since; then the timeout is all there is.
-                with contextlib.suppress(ProcessLookupError):
+                # It may have ended since, or the kernel refuse; the timeout is all there is then.
+                with contextlib.suppress(OSError):
                     self._processes[rank] = os.pidfd_open(pid)
         weakref.finalize(self, _close_all, list(self._processes.values()))
 

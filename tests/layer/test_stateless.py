@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pickle
 import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from torch.distributed import HashStore
@@ -77,6 +81,56 @@ def check_deadlines(rank: int, world_size: int, port: int) -> None:
 
 def test_every_wait_has_a_deadline(free_port: int) -> None:
     run_ranks(check_deadlines, 2, port=free_port)
+
+
+def check_repeated(rank: int, world_size: int, port: int) -> None:
+    """A call that timed out counts as not made, and one whose object cannot be sent, too."""
+    pg = join(port, rank, world_size, timeout=20 * SECOND)
+    calls: dict[str, Callable[[], object]] = {
+        "broadcast_obj": lambda: pg.broadcast_obj("first" if rank else None, 1),
+        "recv_obj": lambda: pg.send_obj("first", 0) if rank else pg.recv_obj(1),
+        "all_gather_obj": lambda: pg.all_gather_obj("first")[1],
+        "barrier": pg.barrier,
+    }
+    if rank == 0:
+        pg.timeout = SECOND / 5
+        for name, call in calls.items():
+            with fails(TimeoutError, name):
+                call()
+        pg.timeout = 20 * SECOND
+    else:
+        pg.store.wait(["timed out"])
+    pg.store.set("timed out", "")
+    for call in calls.values():
+        assert call() in ("first", None)
+    assert pg.broadcast_obj("second" if rank else None, 1) == "second"
+    for share in (
+        lambda obj: pg.broadcast_obj(obj, rank),
+        lambda obj: pg.send_obj(obj, 1 - rank),
+        pg.all_gather_obj,
+    ):
+        with pytest.raises((AttributeError, pickle.PicklingError)):
+            share(lambda: 0)
+    assert pg.all_gather_obj(rank) == [0, 1]
+    assert pg.broadcast_obj("third" if rank else None, 1) == "third"
+    if rank:
+        pg.send_obj("fourth", 0)
+    else:
+        assert pg.recv_obj(1) == "fourth"
+    pg.barrier()
+
+
+def test_a_call_may_be_repeated(free_port: int) -> None:
+    run_ranks(check_repeated, 2, port=free_port)
+
+
+def check_without_pidfd(rank: int, world_size: int, port: int) -> None:
+    with mock.patch.object(os, "pidfd_open", side_effect=OSError(errno.ENOSYS, "no such call")):
+        assert join(port, rank, world_size).all_gather_obj(rank) == [0, 1]
+
+
+def test_a_kernel_without_pidfd(free_port: int) -> None:
+    run_ranks(check_without_pidfd, 2, port=free_port)
 
 
 def test_ranks_that_do_not_come(free_port: int) -> None:
