@@ -158,6 +158,7 @@ _FROM = {
         "unpad_sequence_tensor",
     ),
 }
+_MODULES = ("communication_op", "message_queue", "ops", "parallel_state", "utils")
 _HOMES = {name: module for module, names in _FROM.items() for name in names}
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -167,13 +168,15 @@ register()
 def __getattr__(name: str) -> object:
     if name == "__version__":
         return version("fastvideo-dist")
-    if name == "ops":
-        return importlib.import_module("fastvideo_dist.ops")
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name == "Options":
         # Not by _HOMES alone: an extension that does not load deserves an explanation.
         return importlib.import_module("fastvideo_dist._compat").extension().Options
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        found: object = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = found  # the next look-up does not come here
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

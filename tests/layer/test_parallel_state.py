@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import datetime
 import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -13,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+import fastvideo_dist
 import harness
 from fastvideo_dist import group_coordinator, nodes, process_groups
 from fastvideo_dist import parallel_state as ps
@@ -123,6 +126,17 @@ GETTERS = [
 def test_before_init(getter: str) -> None:
     with pytest.raises(RuntimeError, match=r"not initialised.*call init"):
         getattr(ps, getter)()
+
+
+def test_names_of_the_package_are_looked_up_once() -> None:
+    assert fastvideo_dist.get_sp_group is ps.get_sp_group
+    assert vars(fastvideo_dist)["get_sp_group"] is ps.get_sp_group
+
+
+def test_modules_are_attributes_of_the_package() -> None:
+    names = "communication_op, message_queue, ops, parallel_state, utils"
+    script = f"import fastvideo_dist as f; print([f.{names.replace(', ', ', f.')}])"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=90)
 
 
 def test_other_calls_before_init() -> None:
