@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import datetime
 import os
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-import fastvideo_dist
 import harness
 from fastvideo_dist import group_coordinator, nodes, process_groups
 from fastvideo_dist import parallel_state as ps
@@ -128,17 +125,6 @@ def test_before_init(getter: str) -> None:
         getattr(ps, getter)()
 
 
-def test_names_of_the_package_are_looked_up_once() -> None:
-    assert fastvideo_dist.get_sp_group is ps.get_sp_group
-    assert vars(fastvideo_dist)["get_sp_group"] is ps.get_sp_group
-
-
-def test_modules_are_attributes_of_the_package() -> None:
-    names = "communication_op, message_queue, ops, parallel_state, utils"
-    script = f"import fastvideo_dist as f; print([f.{names.replace(', ', ', f.')}])"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=90)
-
-
 def test_other_calls_before_init() -> None:
     assert not ps.model_parallel_is_initialized()
     with pytest.raises(RuntimeError, match="call init_distributed_environment"):
@@ -239,39 +225,6 @@ def check_real_groups(rank: int, world_size: int) -> None:
 
 def test_torch_takes_the_groups() -> None:
     run_ranks(check_real_groups, 4)
-
-
-def check_names(rank: int, world_size: int) -> None:
-    """The same on all ranks, though destroying is local and not every rank is in every group."""
-    everyone = [list(range(world_size))]
-
-    def make(name: str, ranks: list[list[int]] = everyone) -> ps.GroupCoordinator:
-        return ps.init_model_parallel_group(ranks, 0, "nccl", group_name=name)
-
-    with job(rank, world_size):
-        for early in (rank == 0, rank != 0):
-            first = make("early")
-            if early:
-                first.destroy()
-            second = make("early")
-            if not early:
-                first.destroy()
-            assert (second.broadcast(torch.ones(2)) == 1).all()
-            second.destroy()
-        if rank == 2:
-            with fails(ValueError, "in none"):
-                make("few", [[0, 1]])
-        else:
-            make("few", [[0, 1]])
-        for number in (1, 2):
-            all_of_them = make("few")
-            assert all_of_them.unique_name == f"few:{number}"
-            assert all_of_them.broadcast_object(rank) == 0
-            assert (all_of_them.broadcast(torch.ones(2)) == 1).all()
-
-
-def test_names_are_the_same_on_all_ranks() -> None:
-    run_ranks(check_names, 3)
 
 
 def check_patching(rank: int, world_size: int) -> None:
