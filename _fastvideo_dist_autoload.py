@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,9 +31,14 @@ def autoload() -> None:
     try:
         if os.environ.get("FASTVIDEO_DIST_REPLACE_FASTVIDEO") == "1":
             _replace_fastvideo()
-    except Exception:
-        # Aloud: the parent replaced the layer, and two of them in one job would hang.
-        logging.getLogger("fastvideo_dist").warning("FastVideo not replaced", exc_info=True)
+    except Exception as error:
+        # Aloud, whatever the process does with its logs and warnings: the parent replaced the
+        # layer, and two of them in one job would hang.
+        print(
+            f"fastvideo_dist: fastvideo.distributed is not replaced in process {os.getpid()}, "
+            f"though its parent asked for it: {error}. Import torch before it",
+            file=sys.stderr,
+        )
 
 
 def _replace_fastvideo() -> None:

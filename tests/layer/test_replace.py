@@ -110,6 +110,25 @@ def test_too_late(tmp_path: Path) -> None:
     assert "too late: fastvideo.distributed" in out
 
 
+def test_a_child_that_does_not_replace_says_so(tmp_path: Path) -> None:
+    """torch tells it by an entry point; if the layer imports torch itself, that is too late."""
+    layer = tmp_path / "fastvideo" / "distributed"
+    layer.mkdir(parents=True)
+    (layer / "__init__.py").write_text("import torch")
+    child = "import logging; logging.disable(); import fastvideo.distributed"
+    script = f"""
+        import subprocess, sys
+        import fastvideo_dist
+        fastvideo_dist.replace_fastvideo()
+        command = [sys.executable, "-W", "ignore", "-c", {child!r}]
+        print(subprocess.run(command, capture_output=True, text=True, check=True).stderr)
+        """
+    out = run(tmp_path, script)
+    assert "fastvideo.distributed is not replaced" in out
+    assert "too late" in out
+    assert "Import torch before" in out
+
+
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork", "subprocess"])
 def test_in_processes_it_starts(fastvideo: Path, method: str) -> None:
     script = fastvideo / "script.py"
