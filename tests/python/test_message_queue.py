@@ -7,6 +7,7 @@ import pickle
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,6 +169,16 @@ def test_readers_that_do_not_come() -> None:
         assert "reader 1 has not attached" in words
 
 
+def wait_until_asleep(thread: threading.Thread) -> None:
+    """Until it sleeps in the kernel, at two looks: between them it may have the interpreter."""
+    stat = Path(f"/proc/self/task/{thread.native_id}/stat")
+    asleep, deadline = 0, time.monotonic() + 30
+    while asleep < 2:
+        assert time.monotonic() < deadline
+        asleep = asleep + 1 if stat.read_text().rpartition(")")[2].split()[0] == "S" else 0
+        time.sleep(0.005)
+
+
 def test_closing_wakes_a_waiting_thread() -> None:
     writer = MessageQueue(1, 1)
     reader = MessageQueue.create_from_handle(writer.export_handle(), 0)
@@ -176,7 +187,7 @@ def test_closing_wakes_a_waiting_thread() -> None:
         target=lambda: words.append(raised(dist.DistBackendError, reader.dequeue))
     )
     thread.start()
-    time.sleep(SOON_S)
+    wait_until_asleep(thread)
     reader.close()
     thread.join(10)
     assert "it was closed here" in words[0]
@@ -260,7 +271,8 @@ def wait_in_queue(control: Control) -> None:
 def test_a_killed_reader_raises_in_all_others() -> None:
     with fresh_ranks(wait_in_queue, 4) as ranks:
         ranks.wait_until("waiting")
-        time.sleep(0.1)
+        for rank in (0, 2, 3):
+            ranks.wait_until_asleep(rank)
         killed = ranks.kill(1)
         for outcome in ranks.outcomes([0, 2, 3]):
             assert outcome.raised, outcome
@@ -310,7 +322,7 @@ def wait_for_ctrl_c(control: Control) -> str:
 def test_ctrl_c_ends_a_wait_and_leaves_the_queue_usable() -> None:
     with fresh_ranks(wait_for_ctrl_c, 2) as ranks:
         ranks.wait_until("waiting")
-        time.sleep(0.1)
+        ranks.wait_until_asleep(1)
         ranks.signal(1, signal.SIGINT)
         ranks.wait_until("interrupted", [1])
         ranks.tell(0, "go on")
