@@ -69,7 +69,7 @@ def flatten(obj: object) -> Tensor:
     offsets = [_aligned(_WORD * (1 + len(parts)))]
     for part in parts:
         offsets.append(_aligned(offsets[-1] + part.nbytes))
-    flat = torch.empty(offsets[-1], dtype=torch.uint8)
+    flat = torch.empty(offsets[-1], dtype=torch.uint8, device="cpu")
     memory = memoryview(extension().memory_of(flat))
     table = memory[: _WORD * (1 + len(parts))].cast("q")
     table[0] = len(parts)
@@ -180,7 +180,7 @@ def _tensor(
     dtype = getattr(torch, dtype_name)
     memory = memoryview(buffer)
     if memory.nbytes == 0:
-        tensor = torch.empty(shape, dtype=dtype)
+        tensor = torch.empty(shape, dtype=dtype, device="cpu")
     else:
         if memory.readonly:
             memory = memoryview(bytearray(memory))

@@ -286,7 +286,7 @@ def _describe(tensor: Tensor, path: _Path, parts: int) -> bytes:
 
 def _tensor_in(memory: Any, metadata: TensorMetadata) -> Tensor:
     if metadata.size.numel() == 0:
-        return torch.empty(metadata.size, dtype=metadata.dtype)
+        return torch.empty(metadata.size, dtype=metadata.dtype, device="cpu")
     flat = torch.frombuffer(memory, dtype=torch.uint8)
     return flat.view(metadata.dtype).view(metadata.size)
 

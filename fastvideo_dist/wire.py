@@ -61,8 +61,11 @@ class Kind(enum.Enum):
 class Memory:
     """Fresh memory, seen as a tensor of uint8 and through Python's buffer protocol."""
 
+    # The device is named here and wherever else the layer makes a tensor: the user may have set
+    # another default, such as "meta" while a model is built.
+
     def __init__(self, nbytes: int) -> None:
-        self.tensor = torch.empty(nbytes, dtype=torch.uint8)
+        self.tensor = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
         self.view = memoryview(extension().memory_of(self.tensor))
 
 

@@ -18,13 +18,16 @@ def job(rank: int, world_size: int, tp: int = 1, sp: int | None = None) -> Itera
     ps.cleanup_dist_env_and_memory()
 
 
-def fails(kind: type[BaseException], *words: str) -> _Fails:
+_Kinds = type[BaseException] | tuple[type[BaseException], ...]
+
+
+def fails(kind: _Kinds, *words: str) -> _Fails:
     """As pytest.raises, for use in a rank: the message must hold all the words."""
     return _Fails(kind, words)
 
 
 class _Fails:
-    def __init__(self, kind: type[BaseException], words: tuple[str, ...]) -> None:
+    def __init__(self, kind: _Kinds, words: tuple[str, ...]) -> None:
         self._kind = kind
         self._words = words
 
@@ -32,7 +35,7 @@ class _Fails:
         pass
 
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> bool:
-        assert error is not None, f"{self._kind.__name__} was not raised"
+        assert error is not None, f"{self._kind} was not raised"
         if not isinstance(error, self._kind):
             return False
         for word in self._words:
