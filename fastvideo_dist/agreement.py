@@ -23,8 +23,9 @@ _SUM_BYTES = 8
 
 
 def described(tensor: Tensor) -> str:
-    """ "float32 [2, 3]"."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    """ "float32 [2, 3]"; of a tensor that is not dense also its layout."""
+    dtype, layout = (str(what).removeprefix("torch.") for what in (tensor.dtype, tensor.layout))
+    return f"{dtype} {list(tensor.shape)}" + ("" if layout == "strided" else f" {layout}")
 
 
 class Agreement:
@@ -75,8 +76,9 @@ class Agreement:
         ]
         lines = [record[_SUM_BYTES:].decode(errors="replace").rstrip() for record in records]
         other = next(rank for rank, record in enumerate(records) if record != records[0])
+        alike = " (they differ in what is cut off here)" if lines[other] == lines[0] else ""
         return (
             f"the ranks of group {self._name!r} disagree, as its rank {self._group.rank()} sees "
-            f"it: rank 0 calls {lines[0]}, rank {other} calls {lines[other]}; every rank must make "
-            "the same calls with the same arguments, in the same order"
+            f"it: rank 0 calls {lines[0]}, rank {other} calls {lines[other]}{alike}; every rank "
+            "must make the same calls with the same arguments, in the same order"
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 import struct
 import zlib
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -35,7 +36,7 @@ _CHUNK_BYTES, _CHUNKS = 1 << 20, 4
 _NAMES = {Kind.OBJECT: "broadcast_object", Kind.TENSOR_DICT: "broadcast_tensor_dict"}
 # After the frame: number of the call, check sum of the coordinator's name, where the message is.
 _MARK = struct.Struct("<QII")
-_IN_FRAME, _IN_QUEUE = 1, 2
+_IN_FRAME, _IN_QUEUE, _NOWHERE = 1, 2, 3  # nowhere: in the frame stands why
 _SIZES = 61  # less than the difference between the kinds
 
 
@@ -43,6 +44,8 @@ class Broadcaster:
     """Broadcasts over one group. Ranks are ranks in the group; one thread at a time.
 
     Raises, from each call:
+        RuntimeError: what the source gave cannot be sent, which it alone sees: it raises why, and
+            the others that it did. The group stays usable.
         TimeoutError: on the source, no room for a long message within the group's timeout.
         torch.distributed.DistBackendError: a rank died or did not come, or the ranks make other
             calls: another kind, another source. Then all later broadcasts raise too.
@@ -78,22 +81,18 @@ class Broadcaster:
 
     def broadcast_object(self, obj: Any, src: int) -> Any:
         if self._rank == src:
-            self._send(src, Kind.OBJECT, *encode_object(obj))
+            self._send(src, Kind.OBJECT, lambda: encode_object(obj))
             return obj
         return self._receive(src, Kind.OBJECT).object()
 
     def broadcast_tensor_dict(
         self, tensor_dict: dict[Any, Any] | None, src: int
     ) -> dict[Any, Any] | None:
-        if self._rank != src:
-            return self._receive(src, Kind.TENSOR_DICT).tensor_dict()
-        if tensor_dict is None:
-            raise TypeError(
-                f"broadcast_tensor_dict on group {self._name!r}: rank {src} is the source and gave "
-                "no dictionary"
-            )
-        self._send(src, Kind.TENSOR_DICT, *encode(tensor_dict))
-        return tensor_dict
+        if self._rank == src:
+            # What is no dictionary is refused by `encode`.
+            self._send(src, Kind.TENSOR_DICT, lambda: encode(tensor_dict))  # type: ignore[arg-type]
+            return tensor_dict
+        return self._receive(src, Kind.TENSOR_DICT).tensor_dict()
 
     def close(self) -> None:
         """What was sent can still be read by the others. Local and idempotent."""
@@ -101,13 +100,22 @@ class Broadcaster:
         for queue in queues.values():
             queue.close()
 
-    def _send(self, src: int, kind: Kind, head: bytes, buffers: list[Buffer]) -> None:
+    def _send(
+        self, src: int, kind: Kind, taken_apart: Callable[[], tuple[bytes, list[Buffer]]]
+    ) -> None:
         frame = self._frames[kind]
+        try:
+            head, buffers = taken_apart()
+        except Exception as error:
+            words = f"{type(error).__name__}: {error}".encode()[: kind.value]
+            frame.view[: kind.value] = words.ljust(kind.value)
+            self._announce(src, kind, _NOWHERE)
+            self._calls += 1
+            raise
         where = _IN_FRAME if wire.fits(kind, head, buffers) else _IN_QUEUE
         if where == _IN_FRAME:
             wire.pack_into(frame, kind, head, buffers)
-        _MARK.pack_into(frame.view, kind.value, self._calls, self._code, where)
-        self._exchange(src, kind)
+        self._announce(src, kind, where)
         if where == _IN_QUEUE:
             # Only once all are here: making a queue is collective, and a message longer than the
             # queue is written as it is read.
@@ -125,6 +133,13 @@ class Broadcaster:
         self._check(src, kind, (number, code), (self._calls, self._code))
         incoming = Incoming(self._device)
         is_object = kind is Kind.OBJECT
+        if where == _NOWHERE:
+            self._calls += 1
+            words = bytes(frame.view[: kind.value]).decode(errors="replace").rstrip()
+            raise RuntimeError(
+                f"{_NAMES[kind]} from rank {src} on group {self._name!r}, rank {self._rank}: the "
+                f"source could not send: {words}"
+            )
         if where == _IN_FRAME:
             targets = incoming.targets_of_object if is_object else incoming.targets
             wire.unpack(kind, frame, _nothing_follows, targets)
@@ -141,6 +156,11 @@ class Broadcaster:
 
     def _call(self, src: int, kind: Kind) -> str:
         return f"{_NAMES[kind]} from rank {src}, its number {self._calls}"
+
+    def _announce(self, src: int, kind: Kind, where: int) -> None:
+        """On the source: the frame, whose content is there already."""
+        _MARK.pack_into(self._frames[kind].view, kind.value, self._calls, self._code, where)
+        self._exchange(src, kind)
 
     def _exchange(self, src: int, kind: Kind) -> None:
         """The frame of `kind`, of `src` to all."""

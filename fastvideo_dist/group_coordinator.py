@@ -518,6 +518,11 @@ class GroupCoordinator:
         process_groups.check_peer(what, rank, self.unique_name, self.rank_in_group, self.world_size)
 
     def _rank_in(self, group: ProcessGroup, src: int) -> int:
+        if not process_groups.is_alive(group):
+            raise ValueError(
+                f"group {self.unique_name!r}, rank {self.rank_in_group}: the group given is "
+                f"{group!r}, which torch.distributed does not know (any more)"
+            )
         ranks = dist.get_process_group_ranks(group)
         if self.ranks[src] not in ranks:
             raise ValueError(

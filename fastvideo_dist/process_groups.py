@@ -122,7 +122,8 @@ def backend_of(group: ProcessGroup) -> str:
 
 def check_rank(what: str, rank: int, name: str, own_rank: int, world_size: int) -> None:
     """Raises ValueError if group `name` has no rank `rank`, of which `what` is said."""
-    if not 0 <= rank < world_size:
+    # A float that is whole would pass the comparison and fail far from here.
+    if not (hasattr(rank, "__index__") and 0 <= rank < world_size):
         raise ValueError(
             f"{what} rank {rank} of group {name!r}, rank {own_rank}: it has ranks 0 to "
             f"{world_size - 1}"

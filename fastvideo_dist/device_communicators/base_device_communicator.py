@@ -21,8 +21,11 @@ __all__ = ["DeviceCommunicatorBase", "DistributedAutograd"]
 _OP_NAMES = ("sum", "avg", "product", "min", "max", "band", "bor", "bxor")
 
 
-def op_name(op: ReduceOp | ReduceOp.RedOpType | None) -> str:
+def op_name(op: ReduceOp | ReduceOp.RedOpType | None, site: str) -> str:
     """How the ops spell a reduction. None is a sum.
+
+    Args:
+        site: of the call, for the message.
 
     Raises:
         ValueError: one that takes a factor, or no reduction at all.
@@ -32,7 +35,7 @@ def op_name(op: ReduceOp | ReduceOp.RedOpType | None) -> str:
     # By its name: torch.compile can neither compare nor hash these objects.
     name = op.name.lower() if isinstance(op, ReduceOp.RedOpType) else _name_of(op)
     if name not in _OP_NAMES:
-        raise ValueError(f"all_reduce: the reduction {op!r} is none of {', '.join(_OP_NAMES)}")
+        raise ValueError(f"{site}: the reduction {op!r} is none of {', '.join(_OP_NAMES)}")
     return name
 
 
@@ -81,9 +84,9 @@ class DeviceCommunicatorBase:
         self, input_: Tensor, op: ReduceOp | ReduceOp.RedOpType | None = ReduceOp.SUM
     ) -> Tensor:
         """The reduction over the ranks, in a new tensor. SUM and AVG are differentiable."""
+        name = op_name(op, f"all_reduce on group {self.unique_name!r}, rank {self.rank}")
         if self._by_ops:
-            return ops.all_reduce(input_, op_name(op), self._group)
-        op_name(op)
+            return ops.all_reduce(input_, name, self._group)
         return apply(DistributedAutograd.AllReduce, self._group, input_, op)
 
     def all_gather(

@@ -220,13 +220,16 @@ def check_refused(rank: int, world_size: int, backend: str) -> None:
             group.all_to_all_4D(x[0])
         with fails(ValueError):
             group.all_to_all_4D(x, 1, 1)
-        with fails(ValueError, "reduction"):
+        with fails(ValueError, "reduction", group.unique_name, f"rank {rank}"):
             group.all_reduce(x, "sum")
         with fails(TypeError, "dictionary"):
             group.send_tensor_dict([x], (rank + 1) % world_size)
-        if rank == 0:
-            with fails(TypeError, "source", "no dictionary"):
-                group.broadcast_tensor_dict(None, 0)
+        with fails(TypeError if rank == 0 else RuntimeError, "dictionary", "NoneType"):
+            group.broadcast_tensor_dict(None, 0)
+        with fails(ValueError, "rank 0.0", "ranks 0 to 2"):
+            group.broadcast_object(1, 0.0)  # type: ignore[arg-type]
+        with fails(ValueError, group.unique_name, f"rank {rank}", "does not know"):
+            group.broadcast_object_list([1], group="foreign")  # type: ignore[arg-type]
         without = GroupCoordinator([list(range(world_size))], 0, backend, False)
         with fails(ValueError, "use_device_communicator=False"):
             without.all_reduce(x)
