@@ -6,6 +6,8 @@
 #include <memory>
 #include <mutex>
 
+#include "bind_buffer.h"
+#include "bind_communicator.h"
 #include "bind_message_queue.h"
 #include "c10d/backend.h"
 #include "c10d/translate_errors.h"
@@ -132,5 +134,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   fvd::bind_options(module);
   fvd::bind_backend(module);
   fvd::bind_message_queue(module);
+  fvd::bind_buffer(module);
+  fvd::bind_communicator(module, fvd::make_communicator, fvd::interpreter);
   module.def("build_info", &fvd::build_info);
 }

@@ -128,5 +128,105 @@ class QueueReader:
     def wait_until_ready(self, timeout: float | None) -> None: ...
     def close(self) -> None: ...
 
+@final
+class Buffer:
+    """Contiguous elements in memory, which it keeps; made by `buffer_of`."""
+
+    count: int
+    """Elements."""
+    type: int
+    """Equal for equal element types."""
+    dtype: str
+    """The element type, such as "float32"."""
+    is_cpu: bool
+    device: torch.device
+
+    def first(self) -> float:
+        """The first element; there must be one."""
+
+def buffer_of(object: Any, wants: bool, dtype: str | None = None) -> Buffer | None:
+    """The memory of a tensor or of an object with the buffer protocol; None for all else.
+
+    Args:
+        wants: it is to be written.
+        dtype: of the elements, where the object exports them under another name.
+
+    Raises:
+        TypeError: no dense tensor, or an element type NCCL has not.
+        ValueError: not contiguous; read-only and `wants`. The texts continue "sendbuf ...".
+    """
+
+def apart(
+    part: Buffer, part_count: int, whole: Buffer, whole_count: int, in_place: int | None
+) -> bool:
+    """Whether the first elements of both share no memory, or `part` begins at element `in_place`
+    of `whole`."""
+
+def copy(from_: Buffer, to: Buffer, /) -> None:
+    """All elements of one buffer to one of the same length and type."""
+
+@final
+class Reduction:
+    """How contributions are combined: SUM, PRODUCT, MAX, MIN, AVG, PREMUL_SUM by a factor; or the
+    SUM of integers, multiplied by a number modulo 2^64."""
+
+    def __init__(self, op: str, factor: float = 1.0, multiplier: int = 1) -> None: ...
+
+@final
+class Transfer:
+    """A send or receive under way. Dropping it before its end gives it up."""
+
+    def wait(self) -> None: ...
+
+def create_unique_id() -> bytes:
+    """128 bytes: the address of a new place where ranks can meet."""
+
+@final
+class Communicator:
+    """One rank's place in a group, without torch.distributed; csrc/bind_communicator.cpp.
+
+    The constructor is collective, as every call; `timeout` is that of all, in seconds. Calls check
+    nothing that one rank can tell by itself: counts fit, types agree, buffers are on one device.
+    `stream` is a handle of that device; 0 on the CPU. The interpreter's lock is free during calls.
+
+    Raises:
+        ValueError: an id that is none, was used, or is of another host or user; a reduction that
+            has no meaning for the type.
+        NotImplementedError: no transport for the device; a reduction of float8.
+        torch.distributed.DistBackendError: as docs/errors.md says.
+    """
+
+    def __init__(
+        self, unique_id: bytes, rank: int, size: int, name: str, timeout: float
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+    def split(self, place: str, rank: int, size: int, name: str) -> Communicator:
+        """Collective over the ranks that give the same `place`, which no earlier group has had."""
+
+    def reduce(
+        self,
+        send: Buffer,
+        recv: Buffer | None,
+        count: int,
+        reduction: Reduction,
+        root: int | None,
+        stream: int,
+    ) -> None: ...
+    def broadcast(self, send: Buffer | None, recv: Buffer, root: int, stream: int) -> None: ...
+    def gather(self, send: Buffer, recv: Buffer | None, root: int | None, stream: int) -> None: ...
+    def scatter(self, send: Buffer | None, recv: Buffer, root: int, stream: int) -> None: ...
+    def reduce_scatter(
+        self, send: Buffer, recv: Buffer, count: int, reduction: Reduction, stream: int
+    ) -> None: ...
+    def all_to_all(self, send: Buffer, recv: Buffer, count: int, stream: int) -> None: ...
+    def send(self, buffer: Buffer, peer: int, stream: int) -> Transfer: ...
+    def recv(self, buffer: Buffer, peer: int, stream: int) -> Transfer: ...
+    def abort(self, reason: str) -> None:
+        """Ends every call under way on all ranks. From any thread."""
+
+    def close(self) -> None:
+        """Leaves the group."""
+
 def build_info() -> dict[str, Any]:
     """What it was compiled with: torch, compiler, cplusplus, transports."""

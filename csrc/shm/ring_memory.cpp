@@ -1,58 +1,19 @@
 #include "shm/ring_memory.h"
 
-#include <fcntl.h>
 #include <sys/random.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 #include <new>
 
 #include "comm/error.h"
-#include "shm/process.h"
 
 namespace fvd::shm {
 namespace {
 
-/// One of the writer's descriptors, opened anew for this process.
-int open_of(const RingAddress& address, std::uint64_t number, int flags) {
-  const std::string path = text("/proc/", address.pid, "/fd/", number);
-  const int fd = open(path.c_str(), flags | O_CLOEXEC);
-  const int reason = errno;
-  if (fd != -1) return fd;
-  const bool ended = has_ended(static_cast<pid_t>(address.pid), address.start_time);
-  FVD_CHECK(!ended && reason != ENOENT, kPeerLost, "queue \"", address.name, "\": its writer (pid ",
-            address.pid, ") ", ended ? "has ended" : "has closed it");
-  throw Error(Kind::kSystem,
-              text("queue \"", address.name, "\": opening ", path, ": ", errno_text(reason),
-                   ". The writer's descriptors must be open to its own user: it may not be "
-                   "non-dumpable (PR_SET_DUMPABLE 0), nor /proc be mounted with hidepid"));
-}
-
-Segment attach_segment(const RingAddress& address, std::uint64_t number, std::uint64_t bytes,
-                       bool writable) {
-  const int fd = open_of(address, number, writable ? O_RDWR : O_RDONLY);
-  struct stat status {};
-  const bool ours = fstat(fd, &status) == 0 && status.st_uid == geteuid();
-  if (!ours) close(fd);
-  FVD_CHECK(ours, kSystem, "queue \"", address.name, "\": descriptor ", number, " of process ",
-            address.pid, " is not of this user (", geteuid(), "). Refused");
-  return Segment::attach(fd, bytes, writable);
-}
-
-/// The ids of two PID namespaces or boots would let a pid mean another process.
-void check_reachable(const RingAddress& address) {
-  FVD_CHECK(address.boot_id == boot_id(), kInvalidArgument, "queue \"", address.name,
-            "\" is on another host (boot id ", address.boot_id, ", here ", boot_id(),
-            "); readers of other hosts come by create_from_process_group");
-  FVD_CHECK(address.pid_namespace == pid_namespace(), kInvalidArgument, "queue \"", address.name,
-            "\" is in another PID namespace (", address.pid_namespace, ", here ", pid_namespace(),
-            "); containers that share a queue must share that namespace");
-  FVD_CHECK(address.uid == geteuid(), kInvalidArgument, "queue \"", address.name,
-            "\" belongs to user ", address.uid, ", this process to user ", geteuid());
-  FVD_CHECK(!has_ended(static_cast<pid_t>(address.pid), address.start_time), kPeerLost, "queue \"",
-            address.name, "\": its writer (pid ", address.pid, ") has ended");
+ForeignNames names_of(const RingAddress& address) {
+  return {text("queue \"", address.name, "\""), "its writer",
+          "readers of other hosts come by create_from_process_group"};
 }
 
 }  // namespace
@@ -73,11 +34,7 @@ std::shared_ptr<RingMemory> RingMemory::create(const RingOptions& options) {
   memory->control_.reserve(0, RingLayout::control_bytes());
 
   RingAddress& address = memory->address_;
-  address.boot_id = boot_id();
-  address.pid_namespace = pid_namespace();
-  address.uid = geteuid();
-  address.pid = static_cast<std::uint64_t>(getpid());
-  address.start_time = start_time(getpid());
+  static_cast<ProcessAddress&>(address) = ProcessAddress::own();
   const auto random = getrandom(address.id.data(), sizeof(address.id), 0);
   FVD_SYS_CHECK(random == static_cast<ssize_t>(sizeof(address.id)) ? 0 : -1, "getrandom");
   address.readers = options.readers;
@@ -100,11 +57,14 @@ std::shared_ptr<RingMemory> RingMemory::create(const RingOptions& options) {
 }
 
 std::shared_ptr<RingMemory> RingMemory::attach(const RingAddress& address) {
-  check_reachable(address);
+  const ForeignNames names = names_of(address);
+  check_reachable(address, names);
   std::shared_ptr<RingMemory> memory(new RingMemory);
   memory->address_ = address;
-  memory->data_ = attach_segment(address, address.data_fd, address.layout().data_bytes(), false);
-  memory->control_ = attach_segment(address, address.control_fd, RingLayout::control_bytes(), true);
+  memory->data_ =
+      attach_foreign(address, address.data_fd, address.layout().data_bytes(), false, names);
+  memory->control_ =
+      attach_foreign(address, address.control_fd, RingLayout::control_bytes(), true, names);
   const RingHead& head = memory->head();
   const bool same = std::memcmp(head.magic, kRingMagic, sizeof(kRingMagic)) == 0 &&
                     head.id == address.id && head.readers == address.readers &&

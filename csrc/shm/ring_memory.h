@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "shm/process_address.h"
 #include "shm/ring_layout.h"
 #include "shm/segment.h"
 
@@ -12,12 +13,7 @@ namespace fvd::shm {
 
 /// Where a ring is: its writer's process and the numbers its descriptors have there. Travels as
 /// bytes inside a handle.
-struct RingAddress {
-  std::string boot_id;
-  std::uint64_t pid_namespace = 0;
-  std::uint64_t uid = 0;
-  std::uint64_t pid = 0;
-  std::uint64_t start_time = 0;
+struct RingAddress : ProcessAddress {
   RingId id{};
   std::uint64_t readers = 0;
   std::uint64_t slots = 0;

@@ -1,0 +1,40 @@
+// The part of a Store below a prefix, for one of several groups that meet through it.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "comm/store.h"
+
+namespace fvd {
+
+/// Shares the store; as thread-safe as that.
+class PrefixedStore final : public Store {
+ public:
+  PrefixedStore(std::shared_ptr<Store> store, std::string prefix)
+      : store_(std::move(store)), prefix_(std::move(prefix)) {}
+
+  void set(const std::string& key, const std::string& value) override {
+    store_->set(prefix_ + key, value);
+  }
+  std::vector<std::string> wait_for(const std::vector<std::string>& keys,
+                                    std::chrono::milliseconds timeout) override {
+    std::vector<std::string> whole;
+    whole.reserve(keys.size());
+    for (const auto& key : keys) whole.push_back(prefix_ + key);
+    return store_->wait_for(whole, timeout);
+  }
+  bool has(const std::string& key) override { return store_->has(prefix_ + key); }
+  std::int64_t add(const std::string& key, std::int64_t amount) override {
+    return store_->add(prefix_ + key, amount);
+  }
+  void remove(const std::string& key) override { store_->remove(prefix_ + key); }
+
+ private:
+  const std::shared_ptr<Store> store_;
+  const std::string prefix_;
+};
+
+}  // namespace fvd

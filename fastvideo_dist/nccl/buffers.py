@@ -1,0 +1,62 @@
+"""From whatever a user calls a buffer to the memory the extension takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fastvideo_dist._compat import extension
+
+if TYPE_CHECKING:
+    from fastvideo_dist._C import Buffer
+
+__all__ = ["buffer_of"]
+
+_buffer_of: Callable[..., Buffer | None] = extension().buffer_of
+
+# NumPy arrays of ml_dtypes (JAX's types) export no memory under their own name, but do as integers.
+_VIEWED = {"bfloat16": "int16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
+
+
+def buffer_of(obj: Any, written: bool) -> Buffer:
+    """The memory of `obj`, which the result keeps.
+
+    Args:
+        written: whether a result will be put there.
+
+    Raises:
+        TypeError, ValueError: the text continues "sendbuf ...".
+    """
+    return _buffer_of(obj, written) or _of_foreign(obj, written)
+
+
+def _of_foreign(obj: Any, written: bool) -> Buffer:
+    dtype = str(getattr(getattr(obj, "dtype", None), "name", ""))
+    if dtype in _VIEWED and hasattr(obj, "__array_interface__"):
+        viewed = _buffer_of(obj.view(_VIEWED[dtype]), written, dtype)
+        if viewed is not None:
+            return viewed
+    tensor = _as_tensor(obj)
+    found = None if tensor is None else _buffer_of(tensor, written)
+    if found is None:
+        raise TypeError(
+            f"is a {type(obj).__name__}; expected a torch tensor, a NumPy array or anything else "
+            "with the buffer protocol, DLPack or the CUDA array interface"
+        )
+    return found
+
+
+def _as_tensor(obj: Any) -> torch.Tensor | None:
+    """A tensor over the same memory; None if `obj` names none of the protocols."""
+    if hasattr(obj, "__dlpack__"):
+        try:
+            return torch.utils.dlpack.from_dlpack(obj)
+        except (BufferError, RuntimeError, AttributeError) as error:
+            raise TypeError(f"could not be taken by DLPack: {error}") from error
+    if hasattr(obj, "__cuda_array_interface__"):
+        if not torch.cuda.is_available():
+            raise TypeError("is in CUDA memory, and this process sees no GPU")
+        return torch.as_tensor(obj, device="cuda")
+    return None
