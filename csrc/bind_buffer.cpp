@@ -197,18 +197,21 @@ bool apart(const Buffer& part, std::size_t part_count, const Buffer& whole, std:
   return part.at(part_count) <= whole.data || whole.at(whole_count) <= part.data;
 }
 
+/// Whether one may be copied or reduced into the other.
+bool alike(const Buffer& a, const Buffer& b) { return a.type == b.type && a.device == b.device; }
+
 }  // namespace
 
 void bind_buffer(py::module_& module) {
   py::class_<Buffer>(module, "Buffer", "Contiguous elements in memory. See _C.pyi.")
       .def_readonly("count", &Buffer::count)
-      .def_property_readonly("type", [](const Buffer& self) { return static_cast<int>(self.type); })
       .def_property_readonly("dtype", [](const Buffer& self) { return name(self.type); })
       .def_property_readonly("is_cpu", [](const Buffer& self) { return self.device.is_cpu(); })
       .def_property_readonly("device", [](const Buffer& self) { return self.device; })
       .def("first", &first);
   module.def("buffer_of", &buffer_of, py::arg("object"), py::arg("wants"),
              py::arg("dtype") = py::none());
+  module.def("alike", &alike, py::arg("a"), py::arg("b"));
   module.def("apart", &apart, py::arg("part"), py::arg("part_count"), py::arg("whole"),
              py::arg("whole_count"), py::arg("in_place"));
 }

@@ -134,8 +134,6 @@ class Buffer:
 
     count: int
     """Elements."""
-    type: int
-    """Equal for equal element types."""
     dtype: str
     """The element type, such as "float32"."""
     is_cpu: bool
@@ -155,6 +153,9 @@ def buffer_of(object: Any, wants: bool, dtype: str | None = None) -> Buffer | No
         TypeError: no dense tensor, or an element type NCCL has not.
         ValueError: not contiguous; read-only and `wants`. The texts continue "sendbuf ...".
     """
+
+def alike(a: Buffer, b: Buffer) -> bool:
+    """Whether element type and device are the same."""
 
 def apart(
     part: Buffer, part_count: int, whole: Buffer, whole_count: int, in_place: int | None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from _fastvideo_dist_autoload import register
 
 if TYPE_CHECKING:
-    from fastvideo_dist import ops
+    from fastvideo_dist import nccl, ops
     from fastvideo_dist._C import Options
     from fastvideo_dist.communication_op import (
         sequence_model_parallel_all_gather,
@@ -94,6 +94,7 @@ __all__ = [
     "initialize_model_parallel",
     "maybe_init_distributed_environment_and_model_parallel",
     "model_parallel_is_initialized",
+    "nccl",
     "ops",
     "pad_sequence_tensor",
     "register",
@@ -158,7 +159,7 @@ _FROM = {
         "unpad_sequence_tensor",
     ),
 }
-_MODULES = ("communication_op", "message_queue", "ops", "parallel_state", "utils")
+_MODULES = ("communication_op", "message_queue", "nccl", "ops", "parallel_state", "utils")
 _HOMES = {name: module for module, names in _FROM.items() for name in names}
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())

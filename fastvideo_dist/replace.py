@@ -36,6 +36,7 @@ _MODULES = (
     "device_communicators.cpu_communicator",
     "device_communicators.cuda_communicator",
     "device_communicators.pynccl",
+    "device_communicators.pynccl_wrapper",
 )
 
 

@@ -69,6 +69,7 @@ IMPORTS = {
         "*fastvideo_dist._C",
         "*fastvideo_dist._compat",
         "*fastvideo_dist.communication_op",
+        "*fastvideo_dist.nccl",
         "*fastvideo_dist.ops",
         "*fastvideo_dist.parallel_state",
         "*fastvideo_dist.replace",
@@ -157,7 +158,11 @@ IMPORTS = {
         "fastvideo_dist.device_communicators.base_device_communicator",
         "fastvideo_dist.device_communicators.pynccl",
     },
-    "fastvideo_dist.device_communicators.pynccl": {"fastvideo_dist.stateless_process_group"},
+    "fastvideo_dist.device_communicators.pynccl": {
+        "fastvideo_dist.device_communicators.pynccl_wrapper",
+        "fastvideo_dist.stateless_process_group",
+    },
+    "fastvideo_dist.device_communicators.pynccl_wrapper": {"fastvideo_dist.nccl"},
     "fastvideo_dist.group_coordinator": {
         "fastvideo_dist.broadcasts",
         "fastvideo_dist.device_communicators.base_device_communicator",
@@ -206,6 +211,7 @@ IMPORTS = {
         "fastvideo_dist.nccl.unique_id",
     },
     "fastvideo_dist.nccl.checks": {
+        "fastvideo_dist._compat",
         "fastvideo_dist.nccl.buffers",
         "fastvideo_dist.nccl.errors",
         "fastvideo_dist.nccl.grouping",

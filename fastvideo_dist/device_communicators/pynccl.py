@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup, ReduceOp
 
+from fastvideo_dist.device_communicators.pynccl_wrapper import NCCLLibrary, ncclUniqueId
 from fastvideo_dist.stateless_process_group import StatelessProcessGroup
 
-__all__ = ["PyNcclCommunicator"]
+__all__ = ["NCCLLibrary", "PyNcclCommunicator", "ncclUniqueId"]
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from fastvideo_dist._compat import extension
 from fastvideo_dist.nccl.buffers import buffer_of
 from fastvideo_dist.nccl.errors import NcclInvalid, NcclUnsupported
 from fastvideo_dist.nccl.grouping import Deferred, defer, is_open
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from fastvideo_dist._C import Buffer, Communicator, Reduction
 
 __all__ = ["Checks", "translated"]
+
+_alike = extension().alike
 
 
 class Checks:
@@ -63,8 +66,13 @@ class Checks:
         if is_open():
             start = partial(translated, call, *arguments)
             defer(Deferred(self._where, self._rank, start))
-        else:
-            translated(call, *arguments)
+            return
+        try:  # as in `translated`; this is the way of every short call
+            call(*arguments)
+        except NotImplementedError as error:
+            raise NcclUnsupported(str(error)) from None
+        except ValueError as error:
+            raise NcclInvalid(str(error)) from None
 
     def _refuse(self, what: str, why: str) -> NoReturn:
         raise NcclInvalid(f'{what} on "{self._name}", rank {self._rank} of {self._size}: {why}')
@@ -83,13 +91,14 @@ class Checks:
         return buffer
 
     def _pair(self, what: str, send: Buffer, recv: Buffer) -> None:
-        if send.type != recv.type:
+        if _alike(send, recv):
+            return
+        if send.dtype != recv.dtype:
             self._refuse(
                 what,
                 f"Dtype mismatch: sendbuf has dtype {send.dtype}, recvbuf has dtype {recv.dtype}",
             )
-        if send.is_cpu != recv.is_cpu or (not send.is_cpu and send.device != recv.device):
-            self._refuse(what, f"sendbuf is on device {send.device}, recvbuf on {recv.device}")
+        self._refuse(what, f"sendbuf is on device {send.device}, recvbuf on {recv.device}")
 
     def _share(self, what: str, send: Buffer) -> int:
         """Elements of `sendbuf` for each rank."""
@@ -157,10 +166,12 @@ class Checks:
             return 0
         if stream is None:
             return int(torch.cuda.current_stream(buffer.device).cuda_stream)
-        handle = getattr(stream, "cuda_stream", stream)
-        if hasattr(handle, "__cuda_stream__"):
-            handle = handle.__cuda_stream__()[1]
-        return self._int(what, "stream", handle)
+        device = getattr(stream, "device", buffer.device)
+        if device != buffer.device:
+            self._refuse(what, f"the stream is of device {device}, buffers are on {buffer.device}")
+        if hasattr(stream, "__cuda_stream__"):
+            return int(stream.__cuda_stream__()[1])
+        return self._int(what, "stream", getattr(stream, "cuda_stream", stream))
 
 
 def translated(call: Callable[..., Any], *arguments: Any) -> Any:

@@ -99,17 +99,17 @@ class Communicator(Place):
         if root is not None:
             root = self._root(what, root)
         send = self._buffer(what, "sendbuf", sendbuf, False)
-        recv = None
+        recv, count = None, send.count
         if root is None or root == self._rank:
             recv = self._buffer(what, "recvbuf", recvbuf, True)
             self._pair(what, send, recv)
-            if recv.count < send.count:
-                self._miscounted(what, "recvbuf", "at least", send.count, recv.count)
-            if not _apart(send, send.count, recv, send.count, 0):
+            if recv.count < count:
+                self._miscounted(what, "recvbuf", "at least", count, recv.count)
+            if not _apart(send, count, recv, count, 0):
                 self._overlapping(what, "sendbuf", "the beginning of recvbuf")
         reduction = self._reduction(what, op, send)
         handle = self._stream(what, stream, send)
-        self._do(raw.reduce, send, recv, send.count, reduction, root, handle)
+        self._do(raw.reduce, send, recv, count, reduction, root, handle)
 
     def broadcast(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from fastvideo_dist._compat import extension
 from fastvideo_dist.nccl.errors import NcclInvalid
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["UniqueId", "get_unique_id"]
 
 _BYTES = 128
+_Self = TypeVar("_Self", bound="UniqueId")
 
 
 class UniqueId:
@@ -30,8 +31,8 @@ class UniqueId:
         """An empty id, to be filled through `as_ndarray`; see `get_unique_id`."""
         self._bytes = bytearray(_BYTES)
 
-    @staticmethod
-    def from_bytes(b: bytes | bytearray | memoryview) -> UniqueId:
+    @classmethod
+    def from_bytes(cls: type[_Self], b: bytes | bytearray | memoryview) -> _Self:
         """The id of which these are the bytes.
 
         Raises:
@@ -39,7 +40,7 @@ class UniqueId:
         """
         if len(b) != _BYTES:
             raise NcclInvalid(f"UniqueId.from_bytes: an id has {_BYTES} bytes, these are {len(b)}")
-        unique_id = UniqueId()
+        unique_id = cls()
         unique_id._bytes[:] = b
         return unique_id
 
@@ -58,7 +59,7 @@ class UniqueId:
         return self.as_bytes
 
     def __reduce__(self) -> tuple[object, tuple[bytes]]:
-        return UniqueId.from_bytes, (self.as_bytes,)
+        return type(self).from_bytes, (self.as_bytes,)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, UniqueId) and self._bytes == other._bytes

@@ -103,7 +103,8 @@ IMPORTED_BY_FASTVIDEO = {
     ),
     "fastvideo_dist.device_communicators.cpu_communicator": "CpuCommunicator",
     "fastvideo_dist.device_communicators.cuda_communicator": "CudaCommunicator",
-    "fastvideo_dist.device_communicators.pynccl": "PyNcclCommunicator",
+    "fastvideo_dist.device_communicators.pynccl": "PyNcclCommunicator NCCLLibrary ncclUniqueId",
+    "fastvideo_dist.device_communicators.pynccl_wrapper": "NCCLLibrary ncclUniqueId ncclComm_t",
 }
 
 
