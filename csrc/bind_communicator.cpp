@@ -130,15 +130,21 @@ class Face {
         timeout_(timeout) {
     cpu_ = join(c10::DeviceType::CPU);
   }
-  ~Face() { close(); }
+  ~Face() {
+    close();
+    // Not in the constructor's failures: the others have yet to read why this rank gave up.
+    if (own_part_) host_.run_unlocked([&] { own_part_->remove_written(); });
+  }
   Face(const Face&) = delete;
 
   /// Collective over the ranks that give the same `place`, a word that no earlier group has had.
   std::unique_ptr<Face> split(const std::string& place, int rank, int size,
                               const std::string& name) const {
-    auto part = std::make_shared<PrefixedStore>(store_, place + "/");
     return unlocked([&] {
-      return std::make_unique<Face>(factory_, host_, std::move(part), rank, size, name, timeout_);
+      auto part = std::make_shared<PrefixedStore>(store_, place + "/");
+      auto child = std::make_unique<Face>(factory_, host_, part, rank, size, name, timeout_);
+      child->own_part_ = std::move(part);
+      return child;
     });
   }
 
@@ -310,6 +316,7 @@ class Face {
   const int size_;
   const std::string name_;
   const milliseconds timeout_;
+  std::shared_ptr<PrefixedStore> own_part_;  // store_, if that is a part of another's
   std::shared_ptr<GroupRunner> cpu_;
   std::mutex mutex_;
   std::map<c10::DeviceType, std::shared_ptr<GroupRunner>> others_;  // guarded by mutex_

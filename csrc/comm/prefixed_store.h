@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,14 +11,14 @@
 
 namespace fvd {
 
-/// Shares the store; as thread-safe as that.
+/// Shares the store. One thread at a time.
 class PrefixedStore final : public Store {
  public:
   PrefixedStore(std::shared_ptr<Store> store, std::string prefix)
       : store_(std::move(store)), prefix_(std::move(prefix)) {}
 
   void set(const std::string& key, const std::string& value) override {
-    store_->set(prefix_ + key, value);
+    store_->set(noted(key), value);
   }
   std::vector<std::string> wait_for(const std::vector<std::string>& keys,
                                     std::chrono::milliseconds timeout) override {
@@ -28,13 +29,26 @@ class PrefixedStore final : public Store {
   }
   bool has(const std::string& key) override { return store_->has(prefix_ + key); }
   std::int64_t add(const std::string& key, std::int64_t amount) override {
-    return store_->add(prefix_ + key, amount);
+    return store_->add(noted(key), amount);
   }
-  void remove(const std::string& key) override { store_->remove(prefix_ + key); }
+  void remove(const std::string& key) override {
+    written_.erase(prefix_ + key);
+    store_->remove(prefix_ + key);
+  }
+
+  /// Takes back what was written through this object and is still there: for the end of a group
+  /// that had all its ranks, so that a store which outlives many groups does not fill.
+  void remove_written() {
+    for (const auto& key : written_) remove_if_possible(*store_, key);
+    written_.clear();
+  }
 
  private:
+  std::string noted(const std::string& key) { return *written_.insert(prefix_ + key).first; }
+
   const std::shared_ptr<Store> store_;
   const std::string prefix_;
+  std::set<std::string> written_;  // whole keys
 };
 
 }  // namespace fvd

@@ -187,6 +187,19 @@ TEST(SharedStore, APrefixMakesManyOfOne) {
   EXPECT_TRUE(two.has("key"));
 }
 
+TEST(SharedStore, ServesAnyNumberOfGroupsThatTakeBackWhatTheyWrote) {
+  const auto store = of_this_process();
+  for (int group = 0; group < 2000; ++group) {
+    PrefixedStore part(store, "split/" + std::to_string(group) + "/");
+    EXPECT_EQ(part.add("joinings", 1), 1);
+    part.set("info", std::string(400, 'x'));
+    part.set("removed", "");
+    part.remove("removed");
+    part.remove_written();
+    EXPECT_FALSE(part.has("info"));
+  }
+}
+
 TEST(Meetings, AreFoundUntilTheyAreClosed) {
   const std::string id = create_meeting();
   open_meeting(id)->set("a", "1");
