@@ -1,5 +1,6 @@
 #include "bind_buffer.h"
 
+#include <ATen/dlpack.h>
 #include <ATen/ops/from_blob.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -197,6 +198,15 @@ bool apart(const Buffer& part, std::size_t part_count, const Buffer& whole, std:
   return part.at(part_count) <= whole.data || whole.at(whole_count) <= part.data;
 }
 
+/// Whether a capsule of DLPack says so; those before its version 1.0 cannot. torch does not look.
+bool is_read_only(const py::capsule& capsule) {
+  if (capsule.name() == nullptr || std::string_view(capsule.name()) != "dltensor_versioned") {
+    return false;
+  }
+  const auto* tensor = capsule.get_pointer<DLManagedTensorVersioned>();
+  return (tensor->flags & DLPACK_FLAG_BITMASK_READ_ONLY) != 0;
+}
+
 /// Whether one may be copied or reduced into the other.
 bool alike(const Buffer& a, const Buffer& b) { return a.type == b.type && a.device == b.device; }
 
@@ -211,6 +221,7 @@ void bind_buffer(py::module_& module) {
       .def("first", &first);
   module.def("buffer_of", &buffer_of, py::arg("object"), py::arg("wants"),
              py::arg("dtype") = py::none());
+  module.def("is_read_only", &is_read_only, py::arg("capsule"));
   module.def("alike", &alike, py::arg("a"), py::arg("b"));
   module.def("apart", &apart, py::arg("part"), py::arg("part_count"), py::arg("whole"),
              py::arg("whole_count"), py::arg("in_place"));

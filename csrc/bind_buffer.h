@@ -30,7 +30,7 @@ struct Buffer {
   std::shared_ptr<void> exported;  // else what Python's buffer protocol keeps
 };
 
-/// Adds Buffer, buffer_of, alike and apart to the module. See _C.pyi.
+/// Adds Buffer, buffer_of, is_read_only, alike and apart to the module. See _C.pyi.
 void bind_buffer(pybind11::module_& module);
 
 }  // namespace fvd

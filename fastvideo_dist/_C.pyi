@@ -154,6 +154,9 @@ def buffer_of(object: Any, wants: bool, dtype: str | None = None) -> Buffer | No
         ValueError: not contiguous; read-only and `wants`. The texts continue "sendbuf ...".
     """
 
+def is_read_only(capsule: Any) -> bool:
+    """Whether a capsule of DLPack, which nobody has taken yet, says so."""
+
 def alike(a: Buffer, b: Buffer) -> bool:
     """Whether element type and device are the same."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.dlpack import DLDeviceType
 
 from fastvideo_dist._compat import extension
 
@@ -18,6 +19,9 @@ _buffer_of: Callable[..., Buffer | None] = extension().buffer_of
 
 # NumPy arrays of ml_dtypes (JAX's types) export no memory under their own name, but do as integers.
 _VIEWED = {"bfloat16": "int16", "float8_e4m3fn": "uint8", "float8_e5m2": "uint8"}
+
+# Packages whose arrays are immutable, yet hand their memory out by DLPack as if it were not.
+_IMMUTABLE = ("jax", "jaxlib")
 
 
 def buffer_of(obj: Any, written: bool) -> Buffer:
@@ -38,7 +42,7 @@ def _of_foreign(obj: Any, written: bool) -> Buffer:
         viewed = _buffer_of(obj.view(_VIEWED[dtype]), written, dtype)
         if viewed is not None:
             return viewed
-    tensor = _as_tensor(obj)
+    tensor = _as_tensor(obj, written)
     found = None if tensor is None else _buffer_of(tensor, written)
     if found is None:
         raise TypeError(
@@ -48,10 +52,12 @@ def _of_foreign(obj: Any, written: bool) -> Buffer:
     return found
 
 
-def _as_tensor(obj: Any) -> torch.Tensor | None:
+def _as_tensor(obj: Any, written: bool) -> torch.Tensor | None:
     """A tensor over the same memory; None if `obj` names none of the protocols."""
     if hasattr(obj, "__dlpack__"):
         try:
+            if written and obj.__dlpack_device__()[0] == DLDeviceType.kDLCPU:
+                return torch.utils.dlpack.from_dlpack(_writable_capsule(obj))
             return torch.utils.dlpack.from_dlpack(obj)
         except (BufferError, RuntimeError, AttributeError) as error:
             raise TypeError(f"could not be taken by DLPack: {error}") from error
@@ -60,3 +66,15 @@ def _as_tensor(obj: Any) -> torch.Tensor | None:
             raise TypeError("is in CUDA memory, and this process sees no GPU")
         return torch.as_tensor(obj, device="cuda")
     return None
+
+
+def _writable_capsule(obj: Any) -> Any:
+    if type(obj).__module__.partition(".")[0] in _IMMUTABLE:
+        raise ValueError("is immutable; receive into a NumPy array")
+    try:
+        capsule = obj.__dlpack__(max_version=(1, 0))
+    except TypeError:  # written before DLPack 1.0
+        capsule = obj.__dlpack__()
+    if extension().is_read_only(capsule):
+        raise ValueError("is read-only, and the result belongs there")
+    return capsule

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastvideo_dist.nccl import Communicator, NcclInvalid, UniqueId, get_unique_id
+from harness import GROUP_TIMEOUT_S
 
 WORLD_SIZES = [1, 2, 3, 4]
 INTEGERS = [torch.int8, torch.uint8, torch.int32, torch.uint32, torch.int64, torch.uint64]
@@ -28,7 +29,7 @@ def shared_id(rank: int) -> UniqueId:
 
 
 def connect(rank: int, world_size: int, **kwargs: Any) -> Communicator:
-    return Communicator.init(world_size, rank, shared_id(rank), timeout=20, **kwargs)
+    return Communicator.init(world_size, rank, shared_id(rank), timeout=GROUP_TIMEOUT_S, **kwargs)
 
 
 def inputs(world_size: int, count: int, dtype: torch.dtype, seed: int = 0) -> list[Tensor]:

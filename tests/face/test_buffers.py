@@ -18,7 +18,7 @@ from harness import run_ranks
 class Producer:
     """Exports by DLPack alone, as arrays of JAX and others do."""
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: Any) -> None:
         self._tensor = tensor
 
     def __dlpack__(self, **kwargs: Any) -> Any:
@@ -26,6 +26,25 @@ class Producer:
 
     def __dlpack_device__(self) -> Any:
         return self._tensor.__dlpack_device__()
+
+
+class Old:
+    """The same, before DLPack 1.0."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+
+    def __dlpack__(self, stream: Any = None) -> Any:
+        return self._tensor.__dlpack__(stream=stream)
+
+    def __dlpack_device__(self) -> Any:
+        return self._tensor.__dlpack_device__()
+
+
+class Immutable(Old):
+    """As an array of JAX of a type that Python's buffer protocol has not."""
+
+    __module__ = "jaxlib._jax"
 
 
 class Broken:
@@ -62,6 +81,14 @@ def check_kinds(rank: int, world_size: int) -> None:
         target = torch.zeros(5, dtype=torch.float64)
         doubled(Producer(torch.ones(5, dtype=torch.float64)), Producer(target))
         assert target.tolist() == [world_size] * 5
+        doubled(Old(target), Old(target))
+        assert target.tolist() == [world_size**2] * 5
+        frozen = np.ones(5)
+        frozen.setflags(write=False)
+        doubled(Producer(frozen), target)
+        refused(lambda: doubled(target, Producer(frozen)), "recvbuf is read-only, and the result")
+        doubled(Immutable(torch.ones(5, dtype=torch.float64)), target)
+        refused(lambda: doubled(target, Immutable(target)), "recvbuf is immutable; receive into a")
         out = bytearray(4)
         doubled(b"\1\2\3\4", out)
         assert list(out) == [world_size * k for k in (1, 2, 3, 4)]
