@@ -32,7 +32,7 @@ except ModuleNotFoundError as error:
     torch = None
 
 ROOT = Path(__file__).resolve().parent
-ROOMS = ("comm", "shm", "c10d", "ops")
+ROOMS = ("comm", "shm", "nccl", "c10d", "ops")
 COMMANDS_THAT_NEED_TORCH = {
     "bdist_wheel",
     "build",

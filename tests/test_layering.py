@@ -31,6 +31,7 @@ BINDINGS = ["bind_buffer.h", "bind_communicator.h", "bind_message_queue.h"]
 ARROWS = {
     "comm": (["comm/"], [STANDARD]),
     "shm": (["shm/", "comm/"], [STANDARD, POSIX]),
+    "nccl": (["nccl/", "comm/"], [STANDARD, POSIX]),
     "c10d": (["c10d/", "comm/"], [STANDARD, TENSORS, C10D, THREAD_NAMES]),
     "ops": (["ops/", *DOORS, "comm/"], [STANDARD, TENSORS, OPS, HUGE_PAGES]),
     "module.cpp": (

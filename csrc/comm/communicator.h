@@ -127,6 +127,14 @@ class Communicator {
   /// collective.
   virtual void abort(const std::string& reason) noexcept = 0;
 
+  /// Throws what broke the group, here or on another rank, and breaks nothing itself: for who looks
+  /// on while nobody waits in a call. On CUDA also for who waits for a stream, on which a call that
+  /// failed ends like one that did not.
+  virtual void check() const {}
+
+  /// @throws Error(kPeerLost) if `member` has left the group or its process has ended
+  virtual void check_member(int /*member*/) const {}
+
   /// Number of collectives begun.
   virtual std::uint64_t sequence_number() const noexcept = 0;
 };

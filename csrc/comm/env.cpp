@@ -64,6 +64,25 @@ std::string socket_directory(const std::string& fallback) {
   return fallback;
 }
 
+/// A program with privileges its user does not have must not load what that user names.
+std::string library(const char* variable) {
+  const char* value = secure_getenv(variable);
+  if (value == nullptr) return {};
+  FVD_CHECK(*value == '/', kInvalidArgument, variable, " is \"", value,
+            "\"; it must be the absolute path of a library");
+  return value;
+}
+
+NcclCheck nccl_check(const char* variable, NcclCheck fallback) {
+  const char* value = std::getenv(variable);
+  if (value == nullptr) return fallback;
+  const std::string_view word(value);
+  if (word == "beside") return NcclCheck::kBeside;
+  if (word == "before") return NcclCheck::kBefore;
+  throw Error(Kind::kInvalidArgument,
+              text(variable, " is \"", value, "\"; it must be beside or before"));
+}
+
 }  // namespace
 
 Environment read_environment() {
@@ -78,6 +97,9 @@ Environment read_environment() {
   domain.spin_us = std::chrono::microseconds(number<long>(
       "FASTVIDEO_DIST_SPIN_US", static_cast<long>(domain.spin_us.count()), 0, 1000000));
   domain.socket_directory = socket_directory(domain.socket_directory);
+  env.nccl.library = library("FASTVIDEO_DIST_NCCL_LIBRARY");
+  env.nccl.cuda_library = library("FASTVIDEO_DIST_CUDA_LIBRARY");
+  env.nccl.check = nccl_check("FASTVIDEO_DIST_NCCL_CHECK", env.nccl.check);
   return env;
 }
 

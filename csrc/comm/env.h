@@ -10,6 +10,7 @@ namespace fvd {
 
 struct Environment {
   DomainOptions domain;
+  NcclOptions nccl;
   LogLevel log_level = LogLevel::kWarning;
 };
 
@@ -22,6 +23,9 @@ struct Environment {
 /// FASTVIDEO_DIST_SPIN_US           microseconds of busy waiting before yielding
 /// FASTVIDEO_DIST_SOCKET_DIRECTORY  where the handshake's private directory is made; without it
 ///                                  XDG_RUNTIME_DIR, TMPDIR, /tmp
+/// FASTVIDEO_DIST_NCCL_LIBRARY      absolute path of the libnccl.so.2 to load
+/// FASTVIDEO_DIST_CUDA_LIBRARY      absolute path of the libcudart.so.12 or 13 to load
+/// FASTVIDEO_DIST_NCCL_CHECK        beside or before: when CUDA calls are compared between ranks
 Environment read_environment();
 
 }  // namespace fvd

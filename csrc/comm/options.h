@@ -30,4 +30,18 @@ struct DomainOptions {
   std::string socket_directory{"/tmp"};  // for the handshake of a new pair of processes
 };
 
+/// How a call on CUDA is compared with those of the other ranks.
+enum class NcclCheck {
+  kBeside,  // while it runs, by the watchdogs: costs the caller nothing
+  kBefore,  // before anything is sent, which waits for all ranks on the CPU
+};
+
+/// Of one process: its NCCL.
+struct NcclOptions {
+  std::string library;       // libnccl.so.2 to use, absolute; empty: torch's, wheel's, system's
+  std::string cuda_library;  // libcudart.so.12 or 13, likewise
+  std::string wheels;  // the folder with the package "nvidia" of NVIDIA's wheels; may be empty
+  NcclCheck check = NcclCheck::kBeside;
+};
+
 }  // namespace fvd

@@ -124,6 +124,12 @@ class Group {
   /// @throws kAborted with the first reason if the group is broken or this is a forked child
   void check_usable();
 
+  /// For who looks on: throws if a rank has broken the group, or if `rank` is gone.
+  void check_unbroken() { check_broken(where(), std::numeric_limits<std::int64_t>::max()); }
+  void check_there(int rank) {
+    if (rank != rank_ && gone(rank)) throw_gone(rank, where());
+  }
+
   /// To be called while waiting for `rank` (-1: for anybody) in vain. `ready` is looked at once
   /// more before a dead or departed rank is blamed: it may have done its part first. A rank that
   /// broke the group at a collective after `sequence` has done its part for that one.

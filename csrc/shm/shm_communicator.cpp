@@ -194,6 +194,10 @@ class ShmCommunicator final : public Communicator {
                        text("aborted by ", group_->describe_member(rank()), ": ", reason));
   }
 
+  void check() const override { group_->check_unbroken(); }
+
+  void check_member(int member) const override { group_->check_there(member); }
+
   std::uint64_t sequence_number() const noexcept override {
     return static_cast<std::uint64_t>(group_->sequence());
   }

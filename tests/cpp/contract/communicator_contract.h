@@ -29,6 +29,10 @@ struct ContractWorld {
   std::size_t one_shot_bytes = 0;  // the sizes around which a transport changes its way
   std::size_t staging_bytes = 0;
 
+  bool matches_tags = true;    // else messages match in order, and no source may be left open
+  bool reduces_bits = true;    // BAND, BOR, BXOR
+  bool compares_first = true;  // else disagreements are found while a call runs
+
   /// Runs `body` once per rank on the communicator of a fresh group.
   using Body = std::function<void(Communicator& group)>;
   std::function<std::vector<Outcome>(int size, const GroupOptions& options, const Body& body)> run;

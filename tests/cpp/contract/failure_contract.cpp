@@ -107,6 +107,7 @@ std::vector<Disagreement> disagreements() {
 }  // namespace
 
 TEST_P(CommunicatorContract, ADisagreementIsToldToAllAndNothingIsWritten) {
+  if (!GetParam().compares_first) GTEST_SKIP() << "compares while it runs";
   if (size() == 1) return;  // nobody to disagree with
   for (const Disagreement& disagreement : disagreements()) {
     SCOPED_TRACE(disagreement.name);

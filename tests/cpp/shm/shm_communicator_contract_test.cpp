@@ -32,9 +32,16 @@ std::vector<ContractWorld> worlds() {
   std::vector<ContractWorld> worlds;
   for (int size : {1, 2, 3, 4, 7}) {
     const DomainOptions domain = small_domain();
-    worlds.push_back(
-        {"threads", size, domain.one_shot_bytes, domain.staging_bytes, run_as_threads});
-    worlds.push_back({"forks", size, domain.one_shot_bytes, domain.staging_bytes, run_as_forks});
+    ContractWorld world;
+    world.size = size;
+    world.one_shot_bytes = domain.one_shot_bytes;
+    world.staging_bytes = domain.staging_bytes;
+    world.name = "threads";
+    world.run = run_as_threads;
+    worlds.push_back(world);
+    world.name = "forks";
+    world.run = run_as_forks;
+    worlds.push_back(world);
   }
   return worlds;
 }

@@ -1,0 +1,64 @@
+// The CUDA runtime as a table of functions, filled from a library found at run time or by a test.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+#include "comm/options.h"
+#include "nccl/abi.h"
+
+namespace fvd::nccl {
+
+/// None is null. Calls go straight to the CUDA runtime: see its documentation.
+struct CudaApi {
+  // clang-format off
+  CudaResult (*runtime_version)(int* version) = nullptr;
+  const char* (*get_error_string)(CudaResult result) = nullptr;
+  CudaResult (*get_device)(int* device) = nullptr;
+  CudaResult (*set_device)(int device) = nullptr;
+  CudaResult (*stream_create)(CudaStream* stream, unsigned flags, int priority) = nullptr;
+  CudaResult (*stream_destroy)(CudaStream stream) = nullptr;
+  CudaResult (*stream_wait_event)(CudaStream stream, CudaEvent event, unsigned flags) = nullptr;
+  CudaResult (*stream_is_capturing)(CudaStream stream, CaptureStatus* status) = nullptr;
+  CudaResult (*exchange_capture_mode)(CaptureMode* mode) = nullptr;
+  CudaResult (*event_create)(CudaEvent* event, unsigned flags) = nullptr;
+  CudaResult (*event_destroy)(CudaEvent event) = nullptr;
+  CudaResult (*event_record)(CudaEvent event, CudaStream stream) = nullptr;
+  CudaResult (*event_query)(CudaEvent event) = nullptr;
+  CudaResult (*memcpy_async)(void* to, const void* from, std::size_t bytes, CopyKind kind, CudaStream stream) = nullptr;
+  CudaResult (*malloc_async)(void** data, std::size_t bytes, CudaStream stream) = nullptr;
+  CudaResult (*free_async)(void* data, CudaStream stream) = nullptr;
+  // clang-format on
+
+  int version = 0;   // 13000: 13.0
+  std::string path;  // of the library; for messages
+};
+
+constexpr int kOldestCudaVersion = 12000;
+
+/// The process's CUDA runtime. See find_library() for where it is looked for.
+/// @throws Error(kUnsupported) listing what was tried
+CudaApi load_cuda(const NcclOptions& options);
+
+/// @throws Error(kLibrary) with `what` and CUDA's words unless `result` is success
+void check(const CudaApi& cuda, CudaResult result, const char* what);
+
+/// Makes `device` the calling thread's for as long as it lives.
+class DeviceScope {
+ public:
+  DeviceScope(const CudaApi& cuda, int device);
+  ~DeviceScope();
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+
+ private:
+  const CudaApi& cuda_;
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+/// Lets the calling thread query events and make calls that a capture on another thread would
+/// otherwise be ended by. For threads of our own: never set back.
+void relax_capture_rules(const CudaApi& cuda) noexcept;
+
+}  // namespace fvd::nccl

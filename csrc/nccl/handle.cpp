@@ -1,0 +1,94 @@
+#include "nccl/handle.h"
+
+#include <thread>
+
+namespace fvd::nccl {
+
+Handle::~Handle() { close(milliseconds{0}); }
+
+void Handle::start(const UniqueId& id, int ranks, int rank) {
+  const std::lock_guard lock(use_);
+  check_alive();
+  CommConfig config;
+  config.blocking = 0;
+  const Result result = context_->nccl.comm_init_rank_config(&comm_, ranks, id, rank, &config);
+  context_->check_nccl(result, "ncclCommInitRankConfig");
+}
+
+void Handle::check_alive() const {
+  if (!gone_.load(std::memory_order_acquire)) return;
+  context_->fate.check();
+  throw Error(Kind::kAborted, text("fastvideo: ", context_->where(), " was destroyed"));
+}
+
+std::unique_lock<std::timed_mutex> Handle::lock() {
+  std::unique_lock lock(use_);
+  check_alive();
+  return lock;
+}
+
+bool Handle::ready() {
+  const auto held = lock();
+  Result state = Result::kSuccess;
+  context_->check_nccl(context_->nccl.comm_get_async_error(comm_, &state), "ncclCommGetAsyncError",
+                       comm_);
+  context_->check_nccl(state, "an NCCL communicator", comm_);
+  return state == Result::kSuccess;
+}
+
+void Handle::settle(const Call& call, const std::string& what) {
+  if (ready()) return;
+  HostWait wait(call, context_->timeout_of(call));
+  while (!ready()) {
+    FVD_CHECK(wait.pause(), kTimeout, "fastvideo: ", what, " on ", context_->where(),
+              ": NCCL was not ready after ", seconds(wait.timeout()),
+              "; have all ranks made this call?", kWayOut);
+  }
+}
+
+void Handle::abort() noexcept {
+  if (gone_.exchange(true, std::memory_order_acq_rel)) return;
+  // Whoever is between two calls leaves by check_alive(); whoever is inside one is woken by this.
+  std::unique_lock lock(use_, std::defer_lock);
+  static_cast<void>(lock.try_lock_for(kStuck));
+  if (comm_ != nullptr) context_->nccl.comm_abort(comm_);
+}
+
+void Handle::close(milliseconds patience) noexcept {
+  if (patience.count() <= 0 || context_->fate.broken() || comm_ == nullptr) {
+    abort();
+    return;
+  }
+  const NcclApi& nccl = context_->nccl;
+  {
+    const std::lock_guard lock(use_);
+    if (gone_.load(std::memory_order_acquire)) return;
+    Result state = nccl.comm_finalize(comm_);
+    const auto end = Clock::now() + patience;
+    while (state == Result::kInProgress && Clock::now() < end) {
+      std::this_thread::sleep_for(milliseconds{1});
+      if (nccl.comm_get_async_error(comm_, &state) != Result::kSuccess) break;
+    }
+    if (state == Result::kSuccess) {
+      gone_.store(true, std::memory_order_release);
+      nccl.comm_destroy(comm_);
+      return;
+    }
+  }
+  abort();
+}
+
+CallGroup::CallGroup(const Context& context) : context_(context) {
+  context_.check_nccl(context_.nccl.group_start(), "ncclGroupStart");
+}
+
+CallGroup::~CallGroup() {
+  if (open_) context_.nccl.group_end();
+}
+
+void CallGroup::end(Comm comm) {
+  open_ = false;
+  context_.check_nccl(context_.nccl.group_end(), "ncclGroupEnd", comm);
+}
+
+}  // namespace fvd::nccl

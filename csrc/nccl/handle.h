@@ -1,0 +1,72 @@
+// One NCCL communicator: made without blocking, asked until ready, aborted at most once.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+
+#include "nccl/context.h"
+
+namespace fvd::nccl {
+
+/// Threads: all methods from any thread. A thread that calls NCCL holds `lock()`; abort() does not
+/// wait for it longer than kStuck, since a call that is stuck in NCCL is ended by nothing else.
+class Handle {
+ public:
+  explicit Handle(std::shared_ptr<Context> context) : context_(std::move(context)) {}
+
+  /// As close() without patience.
+  ~Handle();
+  Handle(const Handle&) = delete;
+  Handle& operator=(const Handle&) = delete;
+
+  /// Begins to connect; the calling thread's device must be the context's. Returns at once.
+  void start(const UniqueId& id, int ranks, int rank);
+  bool started() const noexcept { return comm_ != nullptr; }
+
+  /// True once NCCL has done what it was asked for and may be asked for more. Never waits.
+  /// @throws Error(kLibrary, kPeerLost) what NCCL reports; kAborted after abort()
+  bool ready();
+
+  /// Waits until ready. @throws likewise, and kTimeout naming `what`
+  void settle(const Call& call, const std::string& what);
+
+  /// For a sequence of calls on comm(). @throws Error: the group's failure, if it was aborted
+  [[nodiscard]] std::unique_lock<std::timed_mutex> lock();
+  Comm comm() const noexcept { return comm_; }
+
+  /// Ends what runs on the device, from any thread, and frees the communicator.
+  void abort() noexcept;
+
+  /// Leaves in good order if the others let it within `patience`, else as abort().
+  void close(milliseconds patience) noexcept;
+
+ private:
+  static constexpr milliseconds kStuck{500};
+
+  void check_alive() const;
+
+  const std::shared_ptr<Context> context_;
+  std::timed_mutex use_;
+  std::atomic<bool> gone_{false};  // aborted or destroyed, or about to be
+  Comm comm_ = nullptr;
+};
+
+/// Calls between ncclGroupStart and ncclGroupEnd. A group that an exception leaves open is closed,
+/// or all later calls of this thread would be part of it.
+class CallGroup {
+ public:
+  explicit CallGroup(const Context& context);
+  ~CallGroup();
+  CallGroup(const CallGroup&) = delete;
+  CallGroup& operator=(const CallGroup&) = delete;
+
+  /// @throws Error(kLibrary)
+  void end(Comm comm);
+
+ private:
+  const Context& context_;
+  bool open_ = true;
+};
+
+}  // namespace fvd::nccl
