@@ -135,6 +135,9 @@ class Communicator {
   /// @throws Error(kPeerLost) if `member` has left the group or its process has ended
   virtual void check_member(int /*member*/) const {}
 
+  /// Whether `stream` records a CUDA graph: then calls on it have not run when they return.
+  virtual bool capturing(Stream /*stream*/) const { return false; }
+
   /// Number of collectives begun.
   virtual std::uint64_t sequence_number() const noexcept = 0;
 };

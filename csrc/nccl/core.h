@@ -68,13 +68,14 @@ class Core {
     }
   }
 
+  bool capturing(CudaStream stream) const;
+
   /// The first failure ends the group here and lets the others know; later ones change nothing.
   void break_with(Kind kind, const std::string& words) noexcept;
 
  private:
   // core.cpp
   void meet(const std::function<Libraries()>& load, const NcclGroupOptions& options);
-  bool capturing(CudaStream stream) const;
   void open(Record& record);
   void compare(const Record& record, const Call& call, const Lengths* lengths);
   void wait_for_stream(const Record& record, const Call& call);

@@ -29,7 +29,11 @@ void EventPool::give(CudaEvent event) noexcept {
 }
 
 bool passed(const CudaApi& cuda, CudaEvent event) {
+  // Another thread may capture: a query must not end that.
+  CaptureMode mode = CaptureMode::kRelaxed;
+  cuda.exchange_capture_mode(&mode);
   const CudaResult result = cuda.event_query(event);
+  cuda.exchange_capture_mode(&mode);
   if (result == CudaResult::kNotReady) return false;
   check(cuda, result, "a call on the device");
   return true;

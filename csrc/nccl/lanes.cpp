@@ -65,6 +65,7 @@ struct Lanes::Item {
   std::unique_ptr<Transfer> announcement;
   bool announced = false;
   bool finished = false;  // seen to be done on the device
+  bool waited = false;    // a stream of the caller waits for it: he may drop it
 
   std::string title() const {
     return text(sends ? "send to" : "recv from", " rank ", peer, " (", words(mine), ")");
@@ -302,11 +303,14 @@ void Lanes::wait(Item& item, const Call& call) {
   const DeviceScope device(context_->cuda, context_->device);
   check(context_->cuda, context_->cuda.stream_wait_event(raw(call.stream), item.end, 0),
         "cudaStreamWaitEvent");
+  const std::lock_guard lock(mutex_);
+  item.waited = true;
 }
 
 void Lanes::drop(const std::shared_ptr<Item>& item) noexcept {
   std::unique_lock lock(mutex_);
-  const bool running = item->state != Item::State::kQueued && !item->finished && !item->captured;
+  const bool running =
+      item->state != Item::State::kQueued && !item->finished && !item->waited && !item->captured;
   if (item->state == Item::State::kQueued) {
     auto& queue = lanes_[{item->peer, item->sends}]->queue;
     std::erase(queue, item);

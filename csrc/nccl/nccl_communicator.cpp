@@ -206,6 +206,8 @@ class NcclCommunicator final : public Communicator {
 
   void check() const override { context_.fate.check(); }
 
+  bool capturing(Stream stream) const override { return core_->capturing(raw(stream)); }
+
   std::uint64_t sequence_number() const noexcept override { return core_->sequence(); }
 
  private:

@@ -31,7 +31,7 @@ using Bytes = std::vector<char>;
 struct FakeComm {
   std::string folder;
   int rank = 0, size = 1;
-  std::atomic<bool> aborted{false};
+  std::atomic<bool> aborted{false}, finalizing{false};
   std::atomic<int> polls{0};
   std::mutex mutex;
   std::condition_variable changed;
@@ -350,8 +350,9 @@ Result comm_init(Comm* handle, int ranks, UniqueId id, int rank, CommConfig* con
   world().comms[comm.get()] = comm;
   return Result::kInProgress;
 }
-Result comm_finalize(Comm) {
+Result comm_finalize(Comm handle) {
   note("ncclCommFinalize");
+  find(handle)->finalizing = true;
   return faults().finalize_hangs ? Result::kInProgress : Result::kSuccess;
 }
 Result comm_destroy(Comm handle) {
@@ -378,7 +379,8 @@ Result get_async_error(Comm handle, Result* state) {
   *state = f.async_error;
   if (*state != Result::kSuccess) return Result::kSuccess;
   const bool waiting = comm->polls > 0 && comm->polls-- > 0;
-  if (waiting || f.init_hangs || (f.finalize_hangs && false)) *state = Result::kInProgress;
+  if (waiting || f.init_hangs || (f.finalize_hangs && comm->finalizing))
+    *state = Result::kInProgress;
   return Result::kSuccess;
 }
 Result create_premul_sum(WireOp* op, void* factor, WireType type, ScalarResidence residence, Comm) {
