@@ -123,7 +123,7 @@ define run_cpp_tests
 endef
 
 .PHONY: test-cpp
-test-cpp: $(TOOLS_READY)  ## comm and shm without torch
+test-cpp: $(TOOLS_READY)  ## comm, shm and nccl without torch
 	$(call run_cpp_tests,cpp,,)
 
 .PHONY: test-asan

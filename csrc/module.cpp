@@ -14,6 +14,7 @@
 #include "comm/env.h"
 #include "comm/log.h"
 #include "interpreter.h"
+#include "nccl/nccl_communicator.h"
 #include "shm/shm_communicator.h"
 
 namespace fvd {
@@ -22,6 +23,16 @@ namespace {
 using c10d_::FastVideoBackend;
 using c10d_::FastVideoOptions;
 using Unlocked = py::call_guard<py::gil_scoped_release>;
+
+/// Read when the first group is made.
+const Environment& environment() {
+  static const auto* read = [] {
+    auto* environment = new Environment(read_environment());
+    set_log_level(environment->log_level);
+    return environment;
+  }();
+  return *read;
+}
 
 /// The shared-memory domain of this process, made with its first group. Not destroyed at exit, when
 /// other threads may still be inside; memory and descriptors go with the process. A forked child
@@ -32,20 +43,44 @@ std::shared_ptr<shm::Domain> shm_domain() {
   static std::shared_ptr<shm::Domain>* domain = nullptr;
   const std::lock_guard lock(mutex);
   if (domain == nullptr || owner != getpid()) {
-    const auto environment = read_environment();
-    set_log_level(environment.log_level);
-    domain = new std::shared_ptr(shm::make_domain(environment.domain));
+    domain = new std::shared_ptr(shm::make_domain(environment().domain));
     owner = getpid();
   }
   return *domain;
 }
 
+/// The folder torch is installed in, where NVIDIA's wheels are its neighbours. Found when this
+/// module is loaded, which is the last time that Python may be asked.
+std::string& wheels() {
+  static auto* const folder = new std::string;
+  return *folder;
+}
+
+/// NCCL and CUDA, found by the first group that needs them. What fails is tried again.
+nccl::Libraries nccl_libraries() {
+  static std::mutex mutex;
+  static const nccl::Libraries* found = nullptr;
+  const std::lock_guard lock(mutex);
+  if (found == nullptr) {
+    auto options = environment().nccl;
+    options.wheels = wheels();
+    found = new nccl::Libraries(nccl::load_libraries(options));
+    log(LogLevel::kInfo, text("NCCL ", nccl::version_text(found->nccl.version), " from ",
+                              found->nccl.path, ", CUDA from ", found->cuda.path));
+  }
+  return *found;
+}
+
 /// The one place that decides which transport serves which device.
-std::unique_ptr<Communicator> make_communicator(c10::DeviceType device, Store& store, int rank,
-                                                int size, const GroupOptions& options) {
-  FVD_CHECK(device == c10::DeviceType::CPU, kUnsupported, "fastvideo: no transport for ",
-            c10::DeviceTypeName(device), " tensors; CUDA comes with the NCCL transport");
-  return shm::make_communicator(shm_domain(), store, rank, size, options);
+std::unique_ptr<Communicator> make_communicator(c10::Device device, std::shared_ptr<Store> store,
+                                                int rank, int size, const GroupOptions& options) {
+  auto cpu = shm::make_communicator(shm_domain(), *store, rank, size, options);
+  if (device.is_cpu()) return cpu;
+  nccl::NcclGroupOptions gpu;
+  gpu.group = options;
+  gpu.device = device.index();
+  gpu.check = environment().nccl.check;
+  return nccl::make_communicator(nccl_libraries, std::move(store), std::move(cpu), gpu);
 }
 
 c10::intrusive_ptr<FastVideoBackend> make_backend(c10::intrusive_ptr<::c10d::Store> store, int rank,
@@ -90,7 +125,7 @@ void bind_options(py::module_& module) {
 
 void refuse_mem_pool(const FastVideoBackend&, const py::args&, const py::kwargs&) {
   // RuntimeError is what callers of this NCCL feature are prepared for.
-  TORCH_CHECK(false, "fastvideo: memory pools need the NCCL transport");
+  TORCH_CHECK(false, "fastvideo: memory pools cannot be registered with NCCL in this version");
 }
 
 void bind_backend(py::module_& module) {
@@ -114,12 +149,18 @@ void bind_backend(py::module_& module) {
       .def("deregister_mem_pool", &refuse_mem_pool);
 }
 
+void find_wheels() {
+  const py::list folders(py::module_::import("torch").attr("__path__"));
+  const auto torch = folders[0].cast<std::string>();
+  wheels() = torch.substr(0, torch.rfind('/'));
+}
+
 py::dict build_info() {
   py::dict info;
   info["torch"] = TORCH_VERSION;
   info["compiler"] = __VERSION__;
   info["cplusplus"] = __cplusplus;
-  info["transports"] = py::make_tuple("shm");
+  info["transports"] = py::make_tuple("shm", "nccl");
   return info;
 }
 
@@ -130,6 +171,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   fvd::interpreter();
   // Registers the base classes.
   py::module_::import("torch._C._distributed_c10d");
+  fvd::find_wheels();
   module.doc() = "The compiled part of fastvideo_dist. Use it through torch.distributed and ops.";
   fvd::bind_options(module);
   fvd::bind_backend(module);

@@ -53,10 +53,10 @@ class FastVideoBackend(Backend):
         """Does nothing: there is no parent communicator that would have to know of a split."""
 
     def register_mem_pool(self, *args: object, **kwargs: object) -> None:
-        """Raises RuntimeError: comes with the NCCL transport."""
+        """Raises RuntimeError: not in this version."""
 
     def deregister_mem_pool(self, *args: object, **kwargs: object) -> None:
-        """Raises RuntimeError: comes with the NCCL transport."""
+        """Raises RuntimeError: not in this version."""
 
 @final
 class Memory:

@@ -35,7 +35,7 @@ ARROWS = {
     "c10d": (["c10d/", "comm/"], [STANDARD, TENSORS, C10D, THREAD_NAMES]),
     "ops": (["ops/", *DOORS, "comm/"], [STANDARD, TENSORS, OPS, HUGE_PAGES]),
     "module.cpp": (
-        [*BINDINGS, "interpreter.h", "c10d/", "shm/", "comm/"],
+        [*BINDINGS, "interpreter.h", "c10d/", "shm/", "nccl/", "comm/"],
         [STANDARD, POSIX, TENSORS, PYTHON],
     ),
     "bind_buffer.h": (["comm/"], [STANDARD, TENSORS, PYTHON]),

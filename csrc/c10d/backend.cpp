@@ -1,5 +1,6 @@
 #include "c10d/backend.h"
 
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <utility>
 
 #include "c10d/lookup.h"
@@ -37,19 +38,23 @@ GroupOptions group_options(const FastVideoOptions& options, int size) {
 
 FastVideoBackend::FastVideoBackend(c10::intrusive_ptr<::c10d::Store> store, int rank, int size,
                                    c10::intrusive_ptr<FastVideoOptions> options,
-                                   const CommunicatorFactory& factory, const Host& host)
+                                   CommunicatorFactory factory, const Host& host)
     : Backend(rank, size),
       options_(std::move(options)),
       label_(label_of(*options_)),
-      timeout_(options_->timeout) {
+      timeout_(options_->timeout),
+      store_(std::move(store)),
+      factory_(std::move(factory)) {
   translated([&] {
     FVD_CHECK(size > 0 && rank >= 0 && rank < size, kInvalidArgument, "fastvideo: rank ", rank,
               " is not in a group of ", size, " ranks");
-    StoreAdapter adapter(std::move(store), host.interrupt_hook());
     auto group = group_options(*options_, size);
     group.interrupt = host.interrupt_hook();
     runner_ = std::make_shared<GroupRunner>(
-        factory(c10::DeviceType::CPU, adapter, rank, size, group), label_, host);
+        factory_(at::kCPU, std::make_shared<StoreAdapter>(store_, host), rank, size, group), label_,
+        host);
+    device_ = std::make_shared<DeviceGroup>(
+        runner_, [this](c10::Device device) { return make_device_communicator(device); });
   });
   init();
   remember(*this);
@@ -62,10 +67,30 @@ FastVideoBackend::~FastVideoBackend() {
 
 void FastVideoBackend::shutdown() {
   // Null if the constructor threw.
+  if (device_) device_->close();
   if (runner_) runner_->close(kShutdownLimit);
 }
 
-void FastVideoBackend::abort() { runner_->abort(text("abort() was called on rank ", rank_)); }
+void FastVideoBackend::abort() {
+  const std::string reason = text("abort() was called on rank ", rank_);
+  device_->abort(reason);
+  runner_->abort(reason);
+}
+
+std::unique_ptr<Communicator> FastVideoBackend::make_device_communicator(c10::Device device) {
+  const auto& host = runner_->host();
+  auto group = group_options(*options_, size_);
+  group.timeout = timeout_.load();
+  group.interrupt = host.interrupt_hook();
+  const auto keys =
+      c10::make_intrusive<::c10d::PrefixStore>(text("device", device_attempts_++, "/"), store_);
+  return factory_(device, std::make_shared<StoreAdapter>(keys, host), rank_, size_, group);
+}
+
+void FastVideoBackend::eagerConnectSingleDevice(at::Device device) {
+  if (!device.is_cuda()) return;
+  translated([&] { device_->connect(device); });
+}
 
 void FastVideoBackend::setTimeout(milliseconds timeout) {
   TORCH_CHECK_VALUE(timeout > milliseconds{0}, site("setTimeout").prefix(),
@@ -82,6 +107,7 @@ void FastVideoBackend::waitForPendingWorks() {
 }
 
 ::c10d::ErrorType FastVideoBackend::getError() {
+  device_->note_failure();
   switch (runner_->first_failure()) {
     case Kind::kInvalidArgument:
     case Kind::kUnsupported:
@@ -111,7 +137,7 @@ FastVideoBackend::Request FastVideoBackend::request(const char* operation, ::c10
   TORCH_CHECK_VALUE(timeout >= ::c10d::kUnsetTimeout, where.prefix(),
                     "the timeout must not be negative, got ", timeout.count(), " ms");
   const bool given = timeout > milliseconds{0};
-  return {where, type, profiling_title(title), given ? timeout : timeout_.load(), async};
+  return Request(where, type, profiling_title(title), given ? timeout : timeout_.load(), async);
 }
 
 int FastVideoBackend::checked_root(const Site& site, int64_t root) const {
@@ -128,6 +154,8 @@ const at::Tensor& FastVideoBackend::only(const Site& site, const Tensors& tensor
 }
 
 WorkPtr FastVideoBackend::submit(const Request& request, Tensors outputs, GroupRunner::Body body) {
+  if (!request.memory.device.is_cpu()) [[unlikely]]
+    return submit_to_device(request, std::move(outputs), body);
   std::optional<Tensors> recorded;
   if (request.title != nullptr) recorded = outputs;
   auto work = c10::make_intrusive<CollectiveWork>(rank_, request.type, request.site.operation,
@@ -155,10 +183,15 @@ WorkPtr FastVideoBackend::submit(const Request& request, Tensors outputs, GroupR
   return work;
 }
 
-std::shared_ptr<Communicator> FastVideoBackend::communicator(c10::Device device) const {
-  TORCH_CHECK_NOT_IMPLEMENTED(device.is_cpu(), site("communicator").prefix(), "no transport for ",
-                              device, "; CUDA comes with the NCCL transport");
-  return runner_->communicator();
+WorkPtr FastVideoBackend::submit_to_device(const Request& request, Tensors outputs,
+                                           const GroupRunner::Body& body) {
+  const bool collected = coalescing();
+  DeviceCall call{request.type,    request.title, request.site.operation,
+                  request.timeout, ++sequence_,   request.async || collected};
+  auto work =
+      translated([&] { return device_->run(call, request.memory, std::move(outputs), body); });
+  if (collected) note_coalesced(work);
+  return work;
 }
 
 }  // namespace fvd::c10d_

@@ -2,8 +2,11 @@
 //
 // The methods keep c10d's names. Where their meaning is torch's, torch.distributed documents it;
 // here stands what is ours. Common to all collectives:
-//   Tensors: dense and strided, on the CPU; others are refused (tensor_view.h). What is not
-//            contiguous goes through a contiguous copy. Zero elements and one rank are fine.
+//   Tensors: dense and strided, all on the CPU or on one GPU; others are refused (tensor_view.h).
+//            What is not contiguous goes through a contiguous copy. Zero elements and one rank are
+//            fine.
+//   GPUs:    the first call on one connects the ranks, all of which must make it. From then on the
+//            group is of that device. See device_group.h for streams and memory.
 //   Threads: with asyncOp false and nothing queued the call runs on the calling thread, otherwise
 //            on the group's own, in order. Callers must not hold the interpreter's lock.
 //   Errors:  wrong arguments throw (ValueError, TypeError, NotImplementedError) before anything is
@@ -20,6 +23,7 @@
 #include <thread>
 #include <vector>
 
+#include "c10d/device_group.h"
 #include "c10d/group_runner.h"
 #include "c10d/host.h"
 #include "c10d/tensor_view.h"
@@ -44,9 +48,9 @@ struct FastVideoOptions final : ::c10d::Backend::Options {
   }
 };
 
-/// Makes a group's communicator for one type of device. Collective over the group.
+/// Makes a group's communicator for one device. Collective over the group.
 using CommunicatorFactory = std::function<std::unique_ptr<Communicator>(
-    c10::DeviceType, Store&, int rank, int size, const GroupOptions&)>;
+    c10::Device, std::shared_ptr<Store>, int rank, int size, const GroupOptions&)>;
 
 class FastVideoBackend final : public ::c10d::Backend {
  public:
@@ -56,7 +60,7 @@ class FastVideoBackend final : public ::c10d::Backend {
   /// Joins the group: collective over its ranks, and blocking. `host` must outlive everything.
   /// @throws ValueError for bad options, DistBackendError if not all ranks come.
   FastVideoBackend(c10::intrusive_ptr<::c10d::Store> store, int rank, int size,
-                   c10::intrusive_ptr<FastVideoOptions> options, const CommunicatorFactory& factory,
+                   c10::intrusive_ptr<FastVideoOptions> options, CommunicatorFactory factory,
                    const Host& host);
 
   /// As shutdown().
@@ -67,7 +71,8 @@ class FastVideoBackend final : public ::c10d::Backend {
   c10::intrusive_ptr<::c10d::Backend::Options> getBackendOptions() override { return options_; }
   c10::intrusive_ptr<FastVideoOptions> options() const { return options_; }
   bool supportsCoalescing() const override { return true; }
-  void eagerConnectSingleDevice(at::Device) override {}  // connected since the constructor
+  /// Connects the ranks' GPUs now; the CPU's side is connected since the constructor.
+  void eagerConnectSingleDevice(at::Device device) override;
   void setTimeout(std::chrono::milliseconds timeout) override;
   void setSequenceNumberForGroup() override {}  // always begins at 0 on all ranks
   std::uint64_t getSequenceNumberForGroup() override { return sequence_; }
@@ -146,6 +151,14 @@ class FastVideoBackend final : public ::c10d::Backend {
     const char* title;  // for the profiler
     std::chrono::milliseconds timeout;
     bool async;
+    CallMemory memory;
+
+    Request(Site where, ::c10d::OpType type, const char* title, std::chrono::milliseconds timeout,
+            bool async)
+        : site(where), type(type), title(title), timeout(timeout), async(async) {
+      site.memory = &memory;
+    }
+    Request(const Request&) = delete;  // the site points into it
   };
 
   Site site(const char* operation) const { return {operation, label_, rank_}; }
@@ -156,19 +169,22 @@ class FastVideoBackend final : public ::c10d::Backend {
 
   /// Runs or queues `body`; see the head of this file.
   WorkPtr submit(const Request& request, Tensors outputs, GroupRunner::Body body);
+  WorkPtr submit_to_device(const Request& request, Tensors outputs, const GroupRunner::Body& body);
 
+  std::unique_ptr<Communicator> make_device_communicator(c10::Device device);
   WorkPtr transfer(::c10d::OpType type, Tensors& tensors, int peer, int tag);
   bool coalescing() const;
   void note_coalesced(const WorkPtr& work);
-
-  /// The communicator that reaches memory of `device`'s type: today the CPU's.
-  std::shared_ptr<Communicator> communicator(c10::Device device) const;
 
   const c10::intrusive_ptr<FastVideoOptions> options_;
   const std::string label_;  // the group's name in messages
   std::atomic<std::chrono::milliseconds> timeout_;
   std::atomic<std::uint64_t> sequence_{0};
   std::shared_ptr<GroupRunner> runner_;
+  const c10::intrusive_ptr<::c10d::Store> store_;
+  const CommunicatorFactory factory_;
+  int device_attempts_ = 0;  // each meets under keys of its own
+  std::shared_ptr<DeviceGroup> device_;
 
   mutable std::mutex coalescing_mutex_;
   std::atomic<bool> coalescing_open_{false};

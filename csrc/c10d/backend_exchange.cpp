@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "c10d/backend.h"
+#include "c10d/translate_errors.h"
 
 namespace fvd::c10d_ {
 namespace {
@@ -116,6 +117,19 @@ WorkPtr FastVideoBackend::alltoall(Tensors& outputs, Tensors& inputs,
 WorkPtr FastVideoBackend::barrier(const ::c10d::BarrierOptions& opts) {
   const auto request = this->request("barrier", ::c10d::OpType::BARRIER, "fastvideo:barrier",
                                      opts.timeout, opts.asyncOp);
+  // torch does not say for which device. Once there is a GPU's side, its work has to be done too.
+  const auto device = device_->connected();
+  if (device.has_value()) {
+    DeviceCall call{request.type,    request.title, request.site.operation,
+                    request.timeout, ++sequence_,   false};
+    return translated([&] {
+      CallMemory nothing;
+      nothing.device = *device;
+      return device_->run(call, nothing, {}, [](Communicator& communicator, const Call& each) {
+        communicator.barrier(each);
+      });
+    });
+  }
   return submit(request, {},
                 [](Communicator& communicator, const Call& call) { communicator.barrier(call); });
 }

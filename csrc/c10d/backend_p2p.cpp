@@ -27,7 +27,9 @@ WorkPtr FastVideoBackend::recvAnysource(Tensors& tensors, int tag) {
 }
 
 WorkPtr FastVideoBackend::transfer(::c10d::OpType type, Tensors& tensors, int peer, int tag) {
-  const auto where = site(operation_of(type));
+  CallMemory memory;
+  auto where = site(operation_of(type));
+  where.memory = &memory;
   const bool any = type == ::c10d::OpType::RECVANYSOURCE;
   const bool sends = type == ::c10d::OpType::SEND;
   TORCH_CHECK_VALUE(any || (peer >= 0 && peer < size_), where.prefix(), "there is no rank ", peer,
@@ -35,17 +37,27 @@ WorkPtr FastVideoBackend::transfer(::c10d::OpType type, Tensors& tensors, int pe
   TORCH_CHECK_VALUE(any || peer != rank_, where.prefix(), "rank ", rank_,
                     " cannot exchange messages with itself; copy the tensor");
   TORCH_CHECK_VALUE(tag >= 0, where.prefix(), "the tag must not be negative, got ", tag);
-  auto data =
-      view(where, only(where, tensors, "tensor"), sends ? Access::kRead : Access::kWrite, "tensor");
+  const auto& tensor = only(where, tensors, "tensor");
+  TORCH_CHECK_VALUE(sends || !tensor.defined() || tensor.is_cpu() || tensor.is_contiguous(),
+                    where.prefix(), "the tensor is on ", tensor.device(),
+                    " and not contiguous; receive into a contiguous one");
+  auto data = view(where, tensor, sends ? Access::kRead : Access::kWrite, "tensor");
   const auto timeout = timeout_.load();
+  const char* title = sends ? "fastvideo:send" : "fastvideo:recv";
+  if (!memory.device.is_cpu()) [[unlikely]] {
+    DeviceCall call{type, profiling_title(title), where.operation, timeout, 0, true};
+    auto device_work =
+        translated([&] { return device_->transfer(call, std::move(data), sends, peer, tag); });
+    if (coalescing()) note_coalesced(device_work);
+    return device_work;
+  }
   auto work = translated([&] {
-    auto communicator = this->communicator(data.memory.device());
+    auto communicator = runner_->communicator();
     Call call;
     call.timeout = timeout;
     call.interrupt = runner_->host().interrupt_hook();
     auto started = sends ? communicator->send(data.const_block(), data.type, peer, tag, call)
                          : communicator->recv(data.block(), data.type, peer, tag, call);
-    const char* title = sends ? "fastvideo:send" : "fastvideo:recv";
     return c10::make_intrusive<TransferWork>(rank_, type, profiling_title(title), runner_,
                                              std::move(communicator), std::move(started),
                                              std::move(data), timeout);

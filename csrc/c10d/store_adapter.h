@@ -7,20 +7,21 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <string>
 #include <thread>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 #include <utility>
 #include <vector>
 
+#include "c10d/host.h"
 #include "comm/error.h"
 #include "comm/store.h"
 
 namespace fvd::c10d_ {
 
-/// Used by one thread, during a rendezvous only. May call into Python (a store written there), so
-/// the caller must not hold the interpreter's lock.
+/// For a rendezvous, and for a device's communicator that asks for last words when its group
+/// breaks: from any thread, as far as torch's stores allow it (they do). May call into Python (a
+/// store written there), so the caller must not hold the interpreter's lock.
 class StoreAdapter final : public Store {
   // Without the C++ backtrace that c10's what() carries.
   static std::string reason(const std::exception& error) {
@@ -41,9 +42,9 @@ class StoreAdapter final : public Store {
   }
 
  public:
-  /// `interrupt`: see Host::interrupt_hook().
-  StoreAdapter(c10::intrusive_ptr<::c10d::Store> store, const std::function<void()>* interrupt)
-      : store_(std::move(store)), interrupt_(interrupt) {}
+  /// `host` must outlive this object.
+  StoreAdapter(c10::intrusive_ptr<::c10d::Store> store, const Host& host)
+      : store_(std::move(store)), host_(host) {}
 
   void set(const std::string& key, const std::string& value) override {
     guarded("write key", key, [&] { store_->set(key, value); });
@@ -84,11 +85,12 @@ class StoreAdapter final : public Store {
   void wait(const std::vector<std::string>& keys, std::chrono::milliseconds timeout) {
     using Clock = std::chrono::steady_clock;
     const auto end = Clock::now() + timeout;
+    const auto* interrupt = host_.interrupt_hook();
     // Grows by a quarter, so that at most a quarter of the time waited is added.
     std::chrono::nanoseconds pause = std::chrono::microseconds{100};
     while (!guarded("look for key", keys.front(), [&] { return store_->check(keys); })) {
       if (Clock::now() >= end) throw_missing(keys, timeout);
-      if (interrupt_ != nullptr) (*interrupt_)();
+      if (interrupt != nullptr) (*interrupt)();
       std::this_thread::sleep_for(pause);
       pause = std::min<std::chrono::nanoseconds>(pause * 5 / 4, std::chrono::milliseconds{10});
     }
@@ -114,7 +116,7 @@ class StoreAdapter final : public Store {
   }
 
   c10::intrusive_ptr<::c10d::Store> store_;
-  const std::function<void()>* interrupt_;
+  const Host& host_;
 };
 
 }  // namespace fvd::c10d_

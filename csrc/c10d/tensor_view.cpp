@@ -69,14 +69,25 @@ std::string argument(const char* what, int index) {
 void check_kind(const Site& site, const at::Tensor& tensor, const char* what, int index) {
   TORCH_CHECK_TYPE(tensor.defined(), site.prefix(), argument(what, index),
                    " is no tensor (undefined)");
-  if (tensor.is_cuda()) refuse_cuda(site, tensor, what, index);
+  if (tensor.is_cuda() && site.memory == nullptr) refuse_cuda(site, tensor, what, index);
   TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && !tensor.is_nested(), site.prefix(),
                    argument(what, index), " has layout ", tensor.layout(),
                    tensor.is_nested() ? " (nested)" : "", "; only dense tensors can be sent");
-  TORCH_CHECK_TYPE(tensor.is_cpu(), site.prefix(), argument(what, index), " is on ",
-                   tensor.device(), ", which has no memory this backend can reach");
+  TORCH_CHECK_TYPE(tensor.is_cpu() || tensor.is_cuda(), site.prefix(), argument(what, index),
+                   " is on ", tensor.device(), ", which has no memory this backend can reach");
   TORCH_CHECK_TYPE(!tensor.is_quantized(), site.prefix(), argument(what, index),
                    " is quantised; send its int_repr() and the scales");
+}
+
+void check_device(const Site& site, const at::Tensor& tensor, const char* what, int index) {
+  if (site.memory == nullptr) return;
+  CallMemory& call = *site.memory;
+  const auto device = tensor.device();
+  TORCH_CHECK_VALUE(!call.any || call.device == device, site.prefix(), argument(what, index),
+                    " is on ", device, " but another tensor of this call is on ", call.device,
+                    "; all must be on one device");
+  call.any = true;
+  call.device = device;
 }
 
 // Lazily conjugated, negated and all-zero tensors have other values than their memory shows.
@@ -103,13 +114,15 @@ std::string Site::prefix() const {
 }
 
 void refuse_cuda(const Site& site, const at::Tensor& tensor, const char* what, int index) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, site.prefix(), argument(what, index), " is on ",
-                              tensor.device(), "; CUDA comes with the NCCL transport");
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, site.prefix(), argument(what, index), " is on ", tensor.device(),
+      "; the ops have no CUDA side yet, torch.distributed's own calls have");
 }
 
 TensorView view(const Site& site, const at::Tensor& tensor, Access access, const char* what,
                 int index) {
   check_kind(site, tensor, what, index);
+  check_device(site, tensor, what, index);
   const auto type = data_type(tensor.scalar_type());
   TORCH_CHECK_TYPE(type.has_value(), site.prefix(), argument(what, index), " has dtype ",
                    tensor.scalar_type(), ", which this backend does not know");
@@ -129,6 +142,11 @@ TensorView view(const Site& site, const at::Tensor& tensor, Access access, const
     result.memory = staged(tensor, access != Access::kWrite);
   }
   result.bytes = result.memory.nbytes();
+  if (!tensor.is_cpu()) {
+    result.call = site.memory;
+    result.call->tensors.push_back(result.memory);
+    if (result.target.defined()) result.call->tensors.push_back(result.target);
+  }
   if (reads) {
     result.data = static_cast<std::byte*>(const_cast<void*>(result.memory.const_data_ptr()));
   } else {
@@ -170,6 +188,7 @@ void separate(TensorView& input, const TensorView& output, bool in_place_allowed
   if (!share_memory(input, output)) return;
   if (in_place_allowed && input.data == output.data && input.bytes == output.bytes) return;
   input.memory = staged(input.memory, true);
+  if (input.call != nullptr) input.call->tensors.push_back(input.memory);
   input.data = static_cast<std::byte*>(input.memory.mutable_data_ptr());
 }
 

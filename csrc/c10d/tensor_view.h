@@ -13,11 +13,20 @@
 
 namespace fvd::c10d_ {
 
+/// Where the memory of one call lies, and, if that is a GPU, all of it: a call there goes on after
+/// it has returned.
+struct CallMemory {
+  c10::Device device = at::kCPU;
+  bool any = false;  // `device` is that of a tensor
+  std::vector<at::Tensor> tensors;
+};
+
 /// Which call is being prepared, for messages. Built on the stack; refers to the backend's strings.
 struct Site {
   const char* operation;
   const std::string& group;
   int rank;
+  CallMemory* memory = nullptr;  // null: the call is for the CPU alone
 
   /// `fastvideo: all_gather on group "tp", rank 1: `
   std::string prefix() const;
@@ -34,14 +43,15 @@ enum class Access {
 [[noreturn]] void refuse_cuda(const Site& site, const at::Tensor& tensor, const char* what,
                               int index = -1);
 
-/// Contiguous memory (but see Access::kReadStrided) of one tensor. Owns a reference, so the memory
-/// stays while the view exists.
+/// Contiguous memory (but see Access::kReadStrided) of one tensor, on the CPU or a GPU. Owns a
+/// reference, so the memory stays while the view exists.
 struct TensorView {
   at::Tensor memory;  // the tensor itself if it is contiguous, else a contiguous copy
   at::Tensor target;  // the tensor `memory` must be copied back to; undefined if there is none
   DataType type = DataType::kUInt8;
   std::size_t bytes = 0;
   std::byte* data = nullptr;
+  CallMemory* call = nullptr;  // if this is on a GPU; only while the call is prepared
 
   std::size_t count() const noexcept { return bytes / element_size(type); }
   Block block() const noexcept { return contiguous_block(data, bytes); }
@@ -57,7 +67,8 @@ struct TensorView {
 /// no list). A written tensor's version counter goes up, so that autograd notices.
 ///
 /// @throws c10::TypeError for what is no dense strided tensor of a known dtype, NotImplementedError
-///         for other devices than the CPU, ValueError for an output whose elements share memory.
+///         for a GPU where only the CPU is served, ValueError for an output whose elements share
+///         memory, and for tensors of one call on several devices.
 TensorView view(const Site& site, const at::Tensor& tensor, Access access, const char* what,
                 int index = -1);
 std::vector<TensorView> views(const Site& site, const std::vector<at::Tensor>& tensors,

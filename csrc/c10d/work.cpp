@@ -8,6 +8,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <utility>
 
+#include "c10d/device_work.h"
 #include "c10d/translate_errors.h"
 
 namespace fvd::c10d_ {
@@ -158,6 +159,7 @@ bool CoalescedWork::wait(std::chrono::milliseconds timeout) {
 }
 
 FuturePtr CoalescedWork::getFuture() {
+  if (auto future = device_future(works_)) return future;
   auto future = make_future();
   if (works_.empty()) {
     settle(future, nullptr, {});

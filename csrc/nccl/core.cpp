@@ -50,7 +50,7 @@ Core::Core(const std::function<Libraries()>& load, std::shared_ptr<Store> store,
   lanes_ = std::make_shared<Lanes>(
       context_, control_, events_, in_flight_, check_,
       [this](const Error& error) { break_with(error.kind(), error.what()); });
-  watchdog_ = std::thread([this] { watch(); });
+  start_watchdog();
 }
 
 // Everybody tells how far he got before anybody begins what cannot be done without him.
@@ -104,6 +104,8 @@ Core::~Core() {
   say_farewell();
   try {
     const DeviceScope device(context_->cuda, context_->device);
+    lanes_->leave();
+    handle_.finalize();
     lanes_->close(kLeavePatience);
     handle_.close(kLeavePatience);
   } catch (const Error&) {  // the driver has gone before us, at the end of the process
@@ -182,7 +184,7 @@ void Core::run(Record record, const Call& call, Staging& staging, bool empty, co
       handle_.settle(call, describe(record));
       staging.finish();
     } catch (...) {
-      if (entry) in_flight_->drop(std::move(*entry));
+      if (entry) in_flight_->drop(*entry);
       throw;
     }
     if (entry) in_flight_->end(std::move(*entry), stream);

@@ -81,6 +81,7 @@ class Core {
   void wait_for_stream(const Record& record, const Call& call);
 
   // watchdog.cpp
+  void start_watchdog();
   void watch();
   void look();
   void look_at_control();

@@ -54,21 +54,24 @@ void Handle::abort() noexcept {
   if (comm_ != nullptr) context_->nccl.comm_abort(comm_);
 }
 
+void Handle::finalize() noexcept {
+  const std::lock_guard lock(use_);
+  if (comm_ == nullptr || finalized_ || gone_.load(std::memory_order_acquire)) return;
+  finalized_ = true;
+  context_->nccl.comm_finalize(comm_);  // an error is found by close()
+}
+
 void Handle::close(milliseconds patience) noexcept {
-  if (patience.count() <= 0 || context_->fate.broken() || comm_ == nullptr) {
-    abort();
-    return;
-  }
-  const NcclApi& nccl = context_->nccl;
-  {
-    const std::lock_guard lock(use_);
-    if (gone_.load(std::memory_order_acquire)) return;
-    Result state = nccl.comm_finalize(comm_);
+  if (patience.count() > 0 && !context_->fate.broken()) {
+    finalize();
     const auto end = Clock::now() + patience;
-    while (state == Result::kInProgress && Clock::now() < end) {
+    Result state = Result::kInProgress;
+    const std::lock_guard lock(use_);
+    if (comm_ == nullptr || gone_.load(std::memory_order_acquire)) return;
+    const NcclApi& nccl = context_->nccl;
+    while (nccl.comm_get_async_error(comm_, &state) == Result::kSuccess &&
+           state == Result::kInProgress && Clock::now() < end)
       std::this_thread::sleep_for(milliseconds{1});
-      if (nccl.comm_get_async_error(comm_, &state) != Result::kSuccess) break;
-    }
     if (state == Result::kSuccess) {
       gone_.store(true, std::memory_order_release);
       nccl.comm_destroy(comm_);

@@ -13,6 +13,8 @@ namespace fvd::nccl {
 /// wait for it longer than kStuck, since a call that is stuck in NCCL is ended by nothing else.
 class Handle {
  public:
+  static constexpr milliseconds kStuck{500};
+
   explicit Handle(std::shared_ptr<Context> context) : context_(std::move(context)) {}
 
   /// As close() without patience.
@@ -38,18 +40,21 @@ class Handle {
   /// Ends what runs on the device, from any thread, and frees the communicator.
   void abort() noexcept;
 
-  /// Leaves in good order if the others let it within `patience`, else as abort().
+  /// Begins to leave in good order, without waiting. Of several communicators all should begin
+  /// before one is closed: the others may do it in another order.
+  void finalize() noexcept;
+
+  /// finalize(), and leaves when NCCL lets it within `patience`, else as abort().
   void close(milliseconds patience) noexcept;
 
  private:
-  static constexpr milliseconds kStuck{500};
-
   void check_alive() const;
 
   const std::shared_ptr<Context> context_;
   std::timed_mutex use_;
   std::atomic<bool> gone_{false};  // aborted or destroyed, or about to be
   Comm comm_ = nullptr;
+  bool finalized_ = false;  // under use_
 };
 
 /// Calls between ncclGroupStart and ncclGroupEnd. A group that an exception leaves open is closed,

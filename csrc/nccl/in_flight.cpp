@@ -39,6 +39,10 @@ bool passed(const CudaApi& cuda, CudaEvent event) {
   return true;
 }
 
+InFlight::~InFlight() {
+  for (const Entry& entry : entries_) drop(entry);
+}
+
 InFlight::Entry InFlight::begin(const Record& record, milliseconds timeout, CudaStream stream) {
   Entry entry;
   entry.record = record;
@@ -55,7 +59,7 @@ void InFlight::end(Entry entry, CudaStream stream) {
   entries_.push_back(std::move(entry));
 }
 
-void InFlight::drop(Entry entry) noexcept {
+void InFlight::drop(const Entry& entry) noexcept {
   events_.give(entry.begin);
   events_.give(entry.end);
 }

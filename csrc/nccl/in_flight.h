@@ -33,6 +33,9 @@ class EventPool {
 class InFlight {
  public:
   InFlight(const CudaApi& cuda, EventPool& events) : cuda_(cuda), events_(events) {}
+  ~InFlight();
+  InFlight(const InFlight&) = delete;
+  InFlight& operator=(const InFlight&) = delete;
 
   struct Entry {
     Record record;
@@ -45,7 +48,7 @@ class InFlight {
   Entry begin(const Record& record, milliseconds timeout, CudaStream stream);
   void end(Entry entry, CudaStream stream);
   /// The call was not enqueued after all.
-  void drop(Entry entry) noexcept;
+  void drop(const Entry& entry) noexcept;
 
   struct Late {
     Record record;

@@ -335,11 +335,13 @@ void Lanes::drop(const std::shared_ptr<Item>& item) noexcept {
 }
 
 void Lanes::abort() noexcept {
-  const std::lock_guard lock(mutex_);
+  // Whoever holds it may be stuck in NCCL, which only the abort ends.
+  std::unique_lock lock(mutex_, std::defer_lock);
+  static_cast<void>(lock.try_lock_for(Handle::kStuck));
   for (auto& [key, lane] : lanes_) lane->handle.abort();
 }
 
-void Lanes::close(milliseconds patience) noexcept {
+void Lanes::leave() noexcept {
   const std::lock_guard lock(mutex_);
   if (control_ == nullptr) return;
   control_ = nullptr;
@@ -347,8 +349,17 @@ void Lanes::close(milliseconds patience) noexcept {
     for (auto& item : lane->queue) item->announcement.reset();
     lane->queue.clear();
     lane->id_message.reset();
-    lane->handle.close(patience);
-    context_->cuda.stream_destroy(lane->stream);
+    lane->handle.finalize();
+  }
+}
+
+void Lanes::close(milliseconds patience) noexcept {
+  leave();
+  const std::lock_guard lock(mutex_);
+  const auto end = Clock::now() + patience;
+  for (auto& [key, lane] : lanes_) {
+    lane->handle.close(std::chrono::duration_cast<milliseconds>(end - Clock::now()));
+    if (lane->stream != nullptr) context_->cuda.stream_destroy(std::exchange(lane->stream, {}));
   }
 }
 

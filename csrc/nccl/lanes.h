@@ -44,7 +44,10 @@ class Lanes : public std::enable_shared_from_this<Lanes> {
   /// The group is broken: ends what runs on the device.
   void abort() noexcept;
 
-  /// Fails what is under way and leaves. Idempotent.
+  /// Fails what is under way and begins to leave, without waiting.
+  void leave() noexcept;
+
+  /// leave(), and has left after `patience` at most. Idempotent.
   void close(milliseconds patience) noexcept;
 
  private:
@@ -70,7 +73,7 @@ class Lanes : public std::enable_shared_from_this<Lanes> {
   const NcclCheck check_;
   std::function<void(const Error&)> breaker_;
 
-  std::mutex mutex_;
+  std::timed_mutex mutex_;
   std::map<std::pair<int, bool>, std::unique_ptr<Lane>> lanes_;  // by peer and direction
 };
 

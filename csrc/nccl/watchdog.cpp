@@ -1,4 +1,7 @@
 // The thread that looks after the calls while nobody waits for them.
+#include <pthread.h>
+#include <signal.h>
+
 #include <cstdlib>
 #include <thread>
 
@@ -26,6 +29,16 @@ std::string cleaned(const std::string& answer) {
 }
 
 }  // namespace
+
+void Core::start_watchdog() {
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);  // Ctrl-C belongs to the threads that wait
+  watchdog_ = std::thread([this] { watch(); });
+  pthread_setname_np(watchdog_.native_handle(), "fastvideo-nccl");
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
 
 void Core::watch() {
   relax_capture_rules(context_->cuda);

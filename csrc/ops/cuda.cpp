@@ -1,5 +1,5 @@
-// The collectives under the key CUDA: until there is a transport for them, one sentence that says
-// so, the same as c10d's calls give. shard moves nothing, and its kernel serves every device.
+// The collectives under the key CUDA: until they have a side of their own there, one sentence that
+// says so. shard moves nothing, and its kernel serves every device.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 

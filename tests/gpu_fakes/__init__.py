@@ -1,0 +1,86 @@
+"""A machine with GPUs, as far as torch and this package can tell: see device.cpp, library.cpp.
+
+`built()` compiles both libraries where they are not up to date; `become_gpu_rank()` is for a rank's
+process, before its first group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+TABLES = ROOT / "tests/cpp/nccl"
+SOURCES = [
+    HERE / "library.cpp",
+    *(TABLES / f"fake_{name}.cpp" for name in ["cuda", "nccl", "reduce"]),
+]
+
+
+@dataclasses.dataclass
+class Fakes:
+    library: Path  # libnccl and libcudart in one
+    device: Path  # what torch is made to believe
+
+
+def compile_library(
+    target: Path, sources: list[Path], options: list[str], libraries: list[str] | None = None
+) -> Path:
+    inputs = [Path(__file__), *sources, *TABLES.glob("*.h"), *(ROOT / "csrc/nccl").glob("*.h")]
+    if target.exists() and target.stat().st_mtime > max(p.stat().st_mtime for p in inputs):
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_suffix(f".{os.getpid()}")
+    command = [os.environ.get("CXX", "c++"), "-std=c++20", "-O0", "-fPIC", "-shared", "-pthread"]
+    command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cpp'}", *options]
+    subprocess.run(
+        [*command, *map(str, sources), "-o", str(draft), "-ldl", *(libraries or [])],
+        check=True,
+    )
+    draft.rename(target)
+    return target
+
+
+def built() -> Fakes:
+    # Not in each rank, which only loads what is there: it looks for CUDA's tools, and says so.
+    from torch.utils.cpp_extension import include_paths, library_paths  # noqa: PLC0415
+
+    folder = ROOT / f"build/gpu_fakes-{torch.__version__}"
+    of_torch = [f"-isystem{path}" for path in [*include_paths(), sysconfig.get_path("include")]]
+    of_torch += [f"-L{path}" for path in library_paths()]
+    return Fakes(
+        library=compile_library(folder / "libfake_gpu.so", SOURCES, ["-Wl,-Bsymbolic"]),
+        device=compile_library(
+            folder / "libfake_device.so", [HERE / "device.cpp"], of_torch, ["-lc10", "-ltorch_cpu"]
+        ),
+    )
+
+
+def become_gpu_rank(fakes: Fakes, folder: str, check: str = "beside") -> None:
+    """`folder`: empty, the same for all ranks."""
+    os.environ.update(
+        FASTVIDEO_DIST_NCCL_LIBRARY=str(fakes.library),
+        FASTVIDEO_DIST_CUDA_LIBRARY=str(fakes.library),
+        FASTVIDEO_DIST_NCCL_CHECK=check,
+        FAKE_NCCL_FOLDER=folder,
+    )
+    torch.ops.load_library(str(fakes.device))
+    # torch.distributed asks for it to tell which float8 NCCL can reduce.
+    torch.cuda.get_device_capability = lambda device=None: (8, 0)  # type: ignore[assignment]
+
+
+def on_gpu(memory: Tensor, index: int = 0) -> Tensor:
+    """A tensor on a fake GPU over the memory of a CPU tensor."""
+    return torch.ops.fake_gpu.on_gpu(memory, index)
+
+
+def synchronize(index: int = 0) -> None:
+    """Waits for the current stream of a fake GPU."""
+    torch.ops.fake_gpu.synchronize(index)
