@@ -151,8 +151,10 @@ TensorView view(const Site& site, const at::Tensor& tensor, Access access, const
     result.data = static_cast<std::byte*>(const_cast<void*>(result.memory.const_data_ptr()));
   } else {
     result.data = static_cast<std::byte*>(result.memory.mutable_data_ptr());
-    if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
   }
+  TORCH_CHECK_TYPE(result.data != nullptr || result.bytes == 0, site.prefix(),
+                   argument(what, index), " has no memory: it is fake, as under tracing");
+  if (!reads && !tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
   return result;
 }
 

@@ -77,7 +77,9 @@ void Core::meet(const std::function<Libraries()>& load, const NcclGroupOptions& 
   call.timeout = options.group.timeout;
   call.interrupt = options.group.interrupt;
   auto hellos = control_.exchange(mine, call);
-  if (own) throw *own;
+  if (own)
+    throw Error(own->kind(),
+                text("fastvideo: ", context_->where(), " cannot connect its GPUs: ", own->what()));
   for (std::size_t rank = 0; rank < hellos.size(); ++rank) {
     Hello& other = hellos[rank];
     other.words[sizeof(other.words) - 1] = '\0';

@@ -3,8 +3,8 @@
 // What differs from the contract in comm/communicator.h, because a GPU works on its own:
 //   Order:   a call is enqueued on `Call::stream` and returns; "done" is said of the stream. Only
 //            barrier() waits on the host, and whatever connects ranks for the first time.
-//   Waiting: Transfer::wait() lets `Call::stream` wait; the host waits until the peer has come. After
-//            it a transfer may be dropped, as one that is done.
+//   Waiting: Transfer::wait() lets `Call::stream` wait; the host waits until the peer has come.
+//            After it a transfer may be dropped, as one that is done.
 //   Values:  equal on all ranks; the order of a sum is NCCL's.
 //   Errors:  found while a call runs on the device, by a thread that watches: check() throws them,
 //            and every later call kAborted. With NcclCheck::kBefore disagreements are found before
