@@ -128,7 +128,7 @@ class Face {
         size_(size),
         name_(std::move(name)),
         timeout_(timeout) {
-    cpu_ = join(c10::DeviceType::CPU);
+    cpu_ = join(c10::kCPU);
   }
   ~Face() {
     close();
@@ -241,12 +241,12 @@ class Face {
   }
 
  private:
-  std::shared_ptr<GroupRunner> join(c10::DeviceType device) {
+  std::shared_ptr<GroupRunner> join(c10::Device device) {
     GroupOptions options;
     options.name = name_;
     options.timeout = timeout_;
     options.interrupt = host_.interrupt_hook();
-    return std::make_shared<GroupRunner>(factory_(device, *store_, rank_, size_, options), name_,
+    return std::make_shared<GroupRunner>(factory_(device, store_, rank_, size_, options), name_,
                                          host_);
   }
 
@@ -255,7 +255,7 @@ class Face {
     return unlocked([&] {
       const std::lock_guard lock(mutex_);
       auto& runner = others_[buffer.device.type()];
-      if (!runner) runner = join(buffer.device.type());
+      if (!runner) runner = join(buffer.device);
       return runner;
     });
   }
