@@ -48,6 +48,11 @@ void Context::check_nccl(Result result, const char* what, Comm comm) const {
                    details == nullptr || *details == '\0' ? "" : text(": ", details)));
 }
 
+void lock_within(std::unique_lock<std::mutex>& lock, milliseconds limit) noexcept {
+  const auto end = Clock::now() + limit;
+  while (!lock.try_lock() && Clock::now() < end) std::this_thread::sleep_for(milliseconds{1});
+}
+
 bool HostWait::pause() {
   const auto now = Clock::now();
   if (now - begin_ >= timeout_) return false;

@@ -69,6 +69,10 @@ struct Context {
   void check_nccl(Result result, const char* what, Comm comm = nullptr) const;
 };
 
+/// Locks `lock` if it can be had within `limit`. By looking again and again, as ThreadSanitizer does
+/// not know the waits of std::timed_mutex.
+void lock_within(std::unique_lock<std::mutex>& lock, milliseconds limit) noexcept;
+
 /// How a failure may end: what every message of a broken group says last.
 constexpr const char* kWayOut = "\nGroup is now unusable; destroy_process_group() and init again.";
 

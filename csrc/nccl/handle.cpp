@@ -21,7 +21,7 @@ void Handle::check_alive() const {
   throw Error(Kind::kAborted, text("fastvideo: ", context_->where(), " was destroyed"));
 }
 
-std::unique_lock<std::timed_mutex> Handle::lock() {
+std::unique_lock<std::mutex> Handle::lock() {
   std::unique_lock lock(use_);
   check_alive();
   return lock;
@@ -50,7 +50,7 @@ void Handle::abort() noexcept {
   if (gone_.exchange(true, std::memory_order_acq_rel)) return;
   // Whoever is between two calls leaves by check_alive(); whoever is inside one is woken by this.
   std::unique_lock lock(use_, std::defer_lock);
-  static_cast<void>(lock.try_lock_for(kStuck));
+  lock_within(lock, kStuck);
   if (comm_ != nullptr) context_->nccl.comm_abort(comm_);
 }
 

@@ -34,7 +34,7 @@ class Handle {
   void settle(const Call& call, const std::string& what);
 
   /// For a sequence of calls on comm(). @throws Error: the group's failure, if it was aborted
-  [[nodiscard]] std::unique_lock<std::timed_mutex> lock();
+  [[nodiscard]] std::unique_lock<std::mutex> lock();
   Comm comm() const noexcept { return comm_; }
 
   /// Ends what runs on the device, from any thread, and frees the communicator.
@@ -51,7 +51,7 @@ class Handle {
   void check_alive() const;
 
   const std::shared_ptr<Context> context_;
-  std::timed_mutex use_;
+  std::mutex use_;
   std::atomic<bool> gone_{false};  // aborted or destroyed, or about to be
   Comm comm_ = nullptr;
   bool finalized_ = false;  // under use_

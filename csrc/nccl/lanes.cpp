@@ -337,7 +337,7 @@ void Lanes::drop(const std::shared_ptr<Item>& item) noexcept {
 void Lanes::abort() noexcept {
   // Whoever holds it may be stuck in NCCL, which only the abort ends.
   std::unique_lock lock(mutex_, std::defer_lock);
-  static_cast<void>(lock.try_lock_for(Handle::kStuck));
+  lock_within(lock, Handle::kStuck);
   for (auto& [key, lane] : lanes_) lane->handle.abort();
 }
 

@@ -73,7 +73,7 @@ class Lanes : public std::enable_shared_from_this<Lanes> {
   const NcclCheck check_;
   std::function<void(const Error&)> breaker_;
 
-  std::timed_mutex mutex_;
+  std::mutex mutex_;
   std::map<std::pair<int, bool>, std::unique_ptr<Lane>> lanes_;  // by peer and direction
 };
 
