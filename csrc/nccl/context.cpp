@@ -20,6 +20,13 @@ bool Fate::set(Kind kind, const std::string& words) noexcept {
   return true;
 }
 
+void Fate::wait_settled() const noexcept {
+  if (!broken()) return;
+  const auto end = Clock::now() + std::chrono::seconds{2};
+  while (!settled_.load(std::memory_order_acquire) && Clock::now() < end)
+    std::this_thread::sleep_for(milliseconds{1});
+}
+
 void Fate::check() const {
   if (!broken()) return;
   std::lock_guard lock(mutex_);

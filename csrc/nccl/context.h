@@ -30,6 +30,13 @@ class Fate {
   /// False if there was a failure already; that one stays.
   bool set(Kind kind, const std::string& words) noexcept;
 
+  /// What runs on the device has been ended. To be said once set() has returned true.
+  void settle() noexcept { settled_.store(true, std::memory_order_release); }
+
+  /// If there is a failure, waits until it is settled: only then is memory the caller's again.
+  /// Bounded; not to be called by who holds a lock that ending needs.
+  void wait_settled() const noexcept;
+
   /// Throws the first failure as it was. For who learns of it by waiting.
   void check() const;
 
@@ -38,6 +45,7 @@ class Fate {
 
  private:
   std::atomic<bool> broken_{false};
+  std::atomic<bool> settled_{false};
   mutable std::mutex mutex_;
   std::optional<Error> first_;
 };
@@ -69,8 +77,8 @@ struct Context {
   void check_nccl(Result result, const char* what, Comm comm = nullptr) const;
 };
 
-/// Locks `lock` if it can be had within `limit`. By looking again and again, as ThreadSanitizer does
-/// not know the waits of std::timed_mutex.
+/// Locks `lock` if it can be had within `limit`. By looking again and again, as ThreadSanitizer
+/// does not know the waits of std::timed_mutex.
 void lock_within(std::unique_lock<std::mutex>& lock, milliseconds limit) noexcept;
 
 /// How a failure may end: what every message of a broken group says last.

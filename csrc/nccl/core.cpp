@@ -113,6 +113,7 @@ Core::~Core() {
   } catch (const Error&) {  // the driver has gone before us, at the end of the process
   }
   context_->fate.set(Kind::kAborted, "it was destroyed");
+  context_->fate.settle();
 }
 
 void Core::break_with(Kind kind, const std::string& words) noexcept {
@@ -121,6 +122,7 @@ void Core::break_with(Kind kind, const std::string& words) noexcept {
   control_.abort(kind, words);
   handle_.abort();
   lanes_->abort();
+  context_->fate.settle();
 }
 
 bool Core::capturing(CudaStream stream) const {

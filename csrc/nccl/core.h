@@ -61,6 +61,7 @@ class Core {
     } catch (const Error& error) {
       if (error.kind() != Kind::kInvalidArgument && error.kind() != Kind::kUnsupported)
         break_with(error.kind(), error.what());
+      context_->fate.wait_settled();
       throw;
     } catch (...) {
       break_with(Kind::kAborted, text(what, " on ", context_->where(), " was interrupted"));

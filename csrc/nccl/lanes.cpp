@@ -258,6 +258,7 @@ bool Lanes::need(int member) {
 void Lanes::fail(const Error& error) {
   // Not under the mutex: the breaker aborts the lanes.
   if (breaker_) breaker_(error);
+  context_->fate.wait_settled();
   throw error;
 }
 

@@ -204,7 +204,10 @@ class NcclCommunicator final : public Communicator {
                       text("aborted by ", context_.rank_text(context_.rank), ": ", reason));
   }
 
-  void check() const override { context_.fate.check(); }
+  void check() const override {
+    context_.fate.wait_settled();
+    context_.fate.check();
+  }
 
   bool capturing(Stream stream) const override { return core_->capturing(raw(stream)); }
 
