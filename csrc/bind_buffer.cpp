@@ -6,53 +6,28 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <algorithm>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <string_view>
 
+#include "c10d/tensor_view.h"
 #include "comm/error.h"
 
 namespace fvd {
 namespace {
 
-/// Of the types NCCL has, and bool, which travels as uint8.
-std::optional<DataType> type_of(at::ScalarType type) {
-  switch (type) {
-    case at::kBool:
-      return DataType::kBool;
-    case at::kByte:
-      return DataType::kUInt8;
-    case at::kChar:
-      return DataType::kInt8;
-    case at::kUInt32:
-      return DataType::kUInt32;
-    case at::kInt:
-      return DataType::kInt32;
-    case at::kUInt64:
-      return DataType::kUInt64;
-    case at::kLong:
-      return DataType::kInt64;
-    case at::kHalf:
-      return DataType::kFloat16;
-    case at::kBFloat16:
-      return DataType::kBFloat16;
-    case at::kFloat:
-      return DataType::kFloat32;
-    case at::kDouble:
-      return DataType::kFloat64;
-    case at::kFloat8_e4m3fn:
-      return DataType::kFloat8E4M3FN;
-    case at::kFloat8_e5m2:
-      return DataType::kFloat8E5M2;
-    default:
-      return std::nullopt;
-  }
-}
-
+/// The types NCCL has, and bool, which travels as uint8.
 constexpr at::ScalarType kScalarTypes[] = {
     at::kBool,   at::kByte,          at::kChar,       at::kUInt32,   at::kInt,
     at::kUInt64, at::kLong,          at::kHalf,       at::kBFloat16, at::kFloat,
     at::kDouble, at::kFloat8_e4m3fn, at::kFloat8_e5m2};
+
+std::optional<DataType> type_of(at::ScalarType type) {
+  if (std::ranges::find(kScalarTypes, type) == std::end(kScalarTypes)) return std::nullopt;
+  return c10d_::data_type(type);
+}
 
 at::ScalarType scalar_type_of(DataType type) {
   for (const auto candidate : kScalarTypes) {

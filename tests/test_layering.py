@@ -39,7 +39,10 @@ ARROWS = {
         [STANDARD, POSIX, TENSORS, PYTHON],
     ),
     "bind_buffer.h": (["comm/"], [STANDARD, TENSORS, PYTHON]),
-    "bind_buffer.cpp": (["bind_buffer.h", "comm/"], [STANDARD, TENSORS, PYTHON, PYTHON_TENSORS]),
+    "bind_buffer.cpp": (
+        ["bind_buffer.h", "c10d/tensor_view.h", "comm/"],
+        [STANDARD, TENSORS, PYTHON, PYTHON_TENSORS],
+    ),
     "bind_communicator.h": (["c10d/backend.h", "c10d/host.h"], [PYTHON]),
     "bind_communicator.cpp": (
         [

@@ -6,12 +6,10 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <optional>
 
 #include "comm/error.h"
 
 namespace fvd::c10d_ {
-namespace {
 
 std::optional<DataType> data_type(at::ScalarType type) {
   switch (type) {
@@ -61,6 +59,8 @@ std::optional<DataType> data_type(at::ScalarType type) {
       return std::nullopt;  // quantised, sub-byte and bits types
   }
 }
+
+namespace {
 
 std::string argument(const char* what, int index) {
   return index < 0 ? std::string(what) : text(what, "[", index, "]");

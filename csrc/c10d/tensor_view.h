@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,6 +13,9 @@
 #include "comm/types.h"
 
 namespace fvd::c10d_ {
+
+/// Nothing for quantised, sub-byte and bits types, which no transport knows.
+std::optional<DataType> data_type(at::ScalarType type);
 
 /// Where the memory of one call lies, and, if that is a GPU, all of it: a call there goes on after
 /// it has returned.

@@ -6,11 +6,6 @@
 namespace fvd::nccl {
 namespace {
 
-template <typename Function>
-void fill(const Library& library, const char* symbol, Function& function) {
-  function = reinterpret_cast<Function>(resolve(library, symbol, true));
-}
-
 CudaApi cuda_api_of(const Library& library) {
   CudaApi api;
   api.path = library.path();

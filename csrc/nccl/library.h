@@ -56,4 +56,10 @@ std::vector<std::string> system_folders();
 /// of the other) is refused likewise.
 void* resolve(const Library& library, const char* symbol, bool required);
 
+/// The same, required, into an entry of a table. @throws Error(kUnsupported)
+template <typename Function>
+void fill(const Library& library, const char* symbol, Function& function) {
+  function = reinterpret_cast<Function>(resolve(library, symbol, true));
+}
+
 }  // namespace fvd::nccl

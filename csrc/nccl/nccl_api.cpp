@@ -4,15 +4,6 @@
 #include "nccl/library.h"
 
 namespace fvd::nccl {
-namespace {
-
-template <typename Function>
-void fill(const Library& library, const char* symbol, Function& function) {
-  function = reinterpret_cast<Function>(resolve(library, symbol, true));
-}
-
-}  // namespace
-
 std::string version_text(int version) {
   return text(version / 10000, ".", version / 100 % 100, ".", version % 100);
 }

@@ -6,43 +6,10 @@
 #include <optional>
 
 #include "comm/error.h"
+#include "comm/reducible.h"
 
 namespace fvd::nccl {
 namespace {
-
-enum class Family { kBool, kInteger, kFloating, kComplex, kMovedOnly };
-
-Family family(DataType type) noexcept {
-  switch (type) {
-    case DataType::kBool:
-      return Family::kBool;
-    case DataType::kUInt8:
-    case DataType::kInt8:
-    case DataType::kUInt16:
-    case DataType::kInt16:
-    case DataType::kUInt32:
-    case DataType::kInt32:
-    case DataType::kUInt64:
-    case DataType::kInt64:
-      return Family::kInteger;
-    case DataType::kFloat16:
-    case DataType::kBFloat16:
-    case DataType::kFloat32:
-    case DataType::kFloat64:
-      return Family::kFloating;
-    case DataType::kComplex64:
-    case DataType::kComplex128:
-      return Family::kComplex;
-    case DataType::kComplex32:
-    case DataType::kFloat8E4M3FN:
-    case DataType::kFloat8E5M2:
-    case DataType::kFloat8E4M3FNUZ:
-    case DataType::kFloat8E5M2FNUZ:
-    case DataType::kFloat8E8M0FNU:
-      return Family::kMovedOnly;
-  }
-  return Family::kMovedOnly;
-}
 
 /// Nothing for integers of 16 bits, which NCCL does not know.
 std::optional<WireType> wire_type(DataType type) noexcept {
@@ -73,27 +40,6 @@ std::optional<WireType> wire_type(DataType type) noexcept {
     default:
       return std::nullopt;
   }
-}
-
-/// As csrc/shm decides it, so that a reduction that has no meaning has none on any device.
-bool has_meaning(Family family, ReduceKind kind) noexcept {
-  switch (kind) {
-    case ReduceKind::kSum:
-    case ReduceKind::kProduct:
-      return true;
-    case ReduceKind::kAvg:
-      return family != Family::kBool;
-    case ReduceKind::kMin:
-    case ReduceKind::kMax:
-      return family != Family::kComplex;
-    case ReduceKind::kBitAnd:
-    case ReduceKind::kBitOr:
-    case ReduceKind::kBitXor:
-      return family == Family::kInteger || family == Family::kBool;
-    case ReduceKind::kPremulSum:
-      return family == Family::kFloating || family == Family::kComplex;
-  }
-  return false;
 }
 
 /// Of numbers; nothing if NCCL has no such operation.
@@ -161,7 +107,7 @@ WireReduction wire_reduction(DataType type, ReduceKind kind) {
   FVD_CHECK(kin != Family::kMovedOnly, kUnsupported, name(kind), " of ", name(type),
             " is not possible: this dtype can be moved but not reduced; convert the tensor to a "
             "wider dtype first");
-  FVD_CHECK(has_meaning(kin, kind), kInvalidArgument, name(kind), " has no meaning for ",
+  FVD_CHECK(reducible(type, kind), kInvalidArgument, name(kind), " has no meaning for ",
             name(type));
   const auto op = kin == Family::kBool ? wire_op_of_bool(kind) : wire_op(kind);
   FVD_CHECK(op.has_value(), kUnsupported, "NCCL has no ", name(kind), " of ", name(type),

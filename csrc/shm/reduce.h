@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <span>
 
+#include "comm/reducible.h"
 #include "comm/types.h"
 
 namespace fvd::shm {
@@ -29,9 +30,6 @@ namespace fvd::shm {
 /// @throws Error as check_reducible does; kInvalidArgument if `sources` is empty.
 void reduce(void* out, std::span<const void* const> sources, std::size_t count, DataType type,
             ReduceOp op);
-
-/// Whether reduce() has a meaning for this combination.
-bool reducible(DataType type, ReduceKind kind) noexcept;
 
 /// @throws Error(kUnsupported) if no reduction of `type` exists, Error(kInvalidArgument) if this
 ///         `kind` has no meaning for `type`. Both name the two and say what is possible.
