@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "comm/error.h"
@@ -60,9 +61,13 @@ RingEnd::Entry::Entry(RingEnd& end, const char* attempted, Purpose purpose) : en
   FVD_CHECK(end.owner_ == getpid(), kAborted, "fastvideo: ", attempted, " on queue \"",
             end.address().name, "\": it was opened in process ", end.owner_, ", this is its child ",
             getpid(), "; attach the child by a handle (create_from_handle)");
-  FVD_CHECK(!end.busy_.exchange(true, std::memory_order_acquire), kInvalidArgument,
-            "fastvideo: ", attempted, " on queue \"", end.address().name,
-            "\": another thread is in a call on the same end; let one thread use it, or lock");
+  // Sequentially consistent, as close(): who finds settle() inside finds the end closing.
+  while (end.busy_.exchange(true, std::memory_order_seq_cst)) {
+    FVD_CHECK(end.closing_.load(std::memory_order_seq_cst), kInvalidArgument,
+              "fastvideo: ", attempted, " on queue \"", end.address().name,
+              "\": another thread is in a call on the same end; let one thread use it, or lock");
+    std::this_thread::yield();  // whoever is inside leaves soon, as close() has woken him
+  }
   end.attempted_ = attempted;
   if (purpose == kEndOfCall) return;
   try {

@@ -1,6 +1,7 @@
 // A ring used wrongly, used in place, and used for very long.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <thread>
 
@@ -60,6 +61,44 @@ TEST(Ring, AnEndMayBeClosedWhileItIsUsed) {
     writing.join();
     EXPECT_TRUE(reader.threw(closes_writer ? Kind::kPeerLost : Kind::kAborted)) << reader;
     EXPECT_TRUE(writer.threw(closes_writer ? Kind::kAborted : Kind::kPeerLost)) << writer;
+  }
+}
+
+TEST(Ring, AnEndClosedBetweenTwoCallsIsNotTakenForOneInUse) {
+  for (int round = 0; round < 300; ++round) {
+    Ring ring(1);
+    std::atomic<int> calls{0};
+    Ending last;
+    std::thread reading([&] {
+      do {
+        last = ending_of([&] {
+          read(*ring.readers[0], within(milliseconds(0)));
+          return "";
+        });
+        ++calls;
+      } while (last.threw(Kind::kTimeout));
+    });
+    while (calls == 0) std::this_thread::yield();
+    ring.readers[0]->close();
+    reading.join();
+    EXPECT_TRUE(last.threw(Kind::kAborted)) << last;
+  }
+}
+
+TEST(Ring, ALentSlotIsGivenBackWhileTheReaderIsClosed) {
+  for (int round = 0; round < 300; ++round) {
+    Ring ring(1);
+    ring.writer.begin_raw(soon());
+    ring.writer.end_raw(true);
+    ring.readers[0]->begin_raw(soon());
+    std::atomic<bool> go{false};
+    std::thread closing([&] {
+      go = true;
+      ring.readers[0]->close();
+    });
+    while (!go) std::this_thread::yield();
+    EXPECT_NO_THROW(ring.readers[0]->end_raw());
+    closing.join();
   }
 }
 
