@@ -173,6 +173,14 @@ class Messenger:
         """In place, whatever the strides and the dtype; the shapes must be equal."""
         if tensor.is_cpu:  # no rank waits for another before a GPU's work is in its stream
             self.agree(f"broadcast of {described(tensor)} from rank {src}")
+        if self._rank != src and _is_expanded(tensor):
+            # Only this rank knows: it takes part, so that the others get what they came for.
+            self._broadcast(torch.empty_like(tensor, memory_format=torch.contiguous_format), src)
+            raise ValueError(
+                f"broadcast on group {self.name!r}, rank {self._rank}: cannot receive into "
+                f"{described(tensor)} of strides {list(tensor.stride())}, whose elements share "
+                "memory; give a tensor that is not expanded. The group stays usable"
+            )
         if self._is_ours or tensor.numel() == 0:
             self._broadcast(tensor, src)
             return
@@ -234,6 +242,11 @@ class Messenger:
 
     def _broadcast(self, tensor: Tensor, src: int) -> None:
         dist.broadcast(tensor, group=self._group, group_src=src)
+
+
+def _is_expanded(tensor: Tensor) -> bool:
+    sizes_and_strides = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in sizes_and_strides)
 
 
 def _wait_for(works: list[Work], timeout: timedelta | None) -> None:

@@ -11,11 +11,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
+
+from fastvideo_dist._compat import extension
+
+if TYPE_CHECKING:
+    from fastvideo_dist._C import Options
 
 __all__ = [
     "OURS",
@@ -215,7 +220,13 @@ def acquire(
     for key, is_known in zip(keys, known, strict=True):
         if not is_known:
             # All ranks make every group, in the same order: c10d names groups by counting them.
-            group = dist.new_group(list(key[0]), timeout=timeout, backend=backend, group_desc=label)
+            group = dist.new_group(
+                list(key[0]),
+                timeout=timeout,
+                backend=backend,
+                pg_options=_described(label, timeout) if backend == OURS else None,
+                group_desc=label,
+            )
             if world.rank() in key[0]:
                 ours[key] = _shared[key] = SharedGroup(group, key, is_default=False)
         if world.rank() in key[0]:
@@ -223,6 +234,14 @@ def acquire(
     if mine is not None:
         mine.holders += 1
     return mine, label
+
+
+def _described(label: str, timeout: timedelta | None) -> Options:
+    """torch itself tells a backend the description of its group when that is made already."""
+    c = extension()
+    options: Options = c.Options() if timeout is None else c.Options(timeout)
+    options.group_desc = label
+    return options
 
 
 def release(shared: SharedGroup) -> None:

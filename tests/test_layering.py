@@ -122,7 +122,7 @@ IMPORTS = {
     "fastvideo_dist.local": set(),
     "fastvideo_dist.rank_layout": set(),
     "fastvideo_dist.graph_capture": set(),
-    "fastvideo_dist.process_groups": set(),
+    "fastvideo_dist.process_groups": {"fastvideo_dist._compat", "*fastvideo_dist._C"},
     "fastvideo_dist.stateless_process_group": {"fastvideo_dist.local"},
     "fastvideo_dist.nodes": {"fastvideo_dist.local", "fastvideo_dist.stateless_process_group"},
     "fastvideo_dist.wire": {"fastvideo_dist._compat"},

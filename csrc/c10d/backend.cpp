@@ -19,15 +19,15 @@ std::string label_of(const FastVideoOptions& options) {
   return described ? text(options.group_desc, " (", options.group_name, ")") : options.group_name;
 }
 
-GroupOptions group_options(const FastVideoOptions& options, int size) {
+GroupOptions group_options(const FastVideoOptions& options, const std::string& label, int size) {
   FVD_CHECK(options.timeout > milliseconds{0}, kInvalidArgument,
             "fastvideo: a group needs a timeout above 0, got ", options.timeout.count(), " ms");
   FVD_CHECK(options.global_ranks_in_group.empty() ||
                 options.global_ranks_in_group.size() == static_cast<std::size_t>(size),
-            kInvalidArgument, "fastvideo: group \"", options.group_name, "\" has ", size,
+            kInvalidArgument, "fastvideo: group \"", label, "\" has ", size,
             " ranks but global_ranks_in_group has ", options.global_ranks_in_group.size());
   GroupOptions result;
-  result.name = options.group_name;
+  result.name = label;
   result.timeout = options.timeout;
   for (const auto rank : options.global_ranks_in_group)
     result.global_ranks.push_back(static_cast<int>(rank));
@@ -48,7 +48,7 @@ FastVideoBackend::FastVideoBackend(c10::intrusive_ptr<::c10d::Store> store, int 
   translated([&] {
     FVD_CHECK(size > 0 && rank >= 0 && rank < size, kInvalidArgument, "fastvideo: rank ", rank,
               " is not in a group of ", size, " ranks");
-    auto group = group_options(*options_, size);
+    auto group = group_options(*options_, label_, size);
     group.interrupt = host.interrupt_hook();
     runner_ = std::make_shared<GroupRunner>(
         factory_(at::kCPU, std::make_shared<StoreAdapter>(store_, host), rank, size, group), label_,
@@ -79,7 +79,7 @@ void FastVideoBackend::abort() {
 
 std::unique_ptr<Communicator> FastVideoBackend::make_device_communicator(c10::Device device) {
   const auto& host = runner_->host();
-  auto group = group_options(*options_, size_);
+  auto group = group_options(*options_, label_, size_);
   group.timeout = timeout_.load();
   group.interrupt = host.interrupt_hook();
   const auto keys =

@@ -86,7 +86,11 @@ class FastVideoBackend final : public ::c10d::Backend {
   /// Leaves the group: gives queued work 2 s to end, then aborts it. Idempotent. Later calls throw.
   void shutdown() override;
 
-  /// Runs `body` as this group's next collective and returns when it is done. For the ops.
+  // For the ops
+  /// Where in this group an `operation` is, for messages: a literal.
+  Site site(const char* operation) const { return {operation, label_, rank_}; }
+
+  /// Runs `body` as this group's next collective and returns when it is done.
   void run_in_order(const GroupRunner::Body& body);
 
   // Reductions (backend_reduce.cpp)
@@ -161,7 +165,6 @@ class FastVideoBackend final : public ::c10d::Backend {
     Request(const Request&) = delete;  // the site points into it
   };
 
-  Site site(const char* operation) const { return {operation, label_, rank_}; }
   Request request(const char* operation, ::c10d::OpType type, const char* title,
                   std::chrono::milliseconds timeout, bool async) const;
   int checked_root(const Site& site, int64_t root) const;

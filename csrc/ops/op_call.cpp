@@ -28,7 +28,7 @@ void advise_huge_pages(const at::Tensor& result) {
 }  // namespace
 
 OpCall::OpCall(const char* operation, std::string_view group, std::int64_t size, std::int64_t rank)
-    : operation_(operation), group_(group), backend_(c10d_::find_backend(group_)) {
+    : operation_(operation), backend_(c10d_::find_backend(std::string(group))) {
   TORCH_CHECK_VALUE(backend_->getSize() == size, site().prefix(), "group_size is ", size,
                     " but the group has ", backend_->getSize(), " ranks");
   TORCH_CHECK_VALUE(rank == kAnyRank || backend_->getRank() == rank, site().prefix(),

@@ -31,7 +31,7 @@ class OpCall {
 
   std::size_t ranks() const { return static_cast<std::size_t>(backend_->getSize()); }
   std::size_t rank() const { return static_cast<std::size_t>(backend_->getRank()); }
-  c10d_::Site site() const { return {operation_, group_, backend_->getRank()}; }
+  c10d_::Site site() const { return backend_->site(operation_); }
 
   c10d_::TensorView read(const at::Tensor& x, const char* what, int index = -1) const {
     return c10d_::view(site(), x, c10d_::Access::kRead, what, index);
@@ -61,7 +61,6 @@ class OpCall {
 
  private:
   const char* operation_;
-  std::string group_;
   c10::intrusive_ptr<c10d_::FastVideoBackend> backend_;
 };
 

@@ -16,6 +16,8 @@ from fastvideo_dist import parallel_state as ps
 from harness import run_ranks
 from layer.jobs import job
 
+WORLDS = pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+
 
 def check_weight_loading(rank: int, world_size: int) -> None:
     """Many asynchronous broadcasts from the node's first rank are under way at once."""
@@ -36,8 +38,9 @@ def check_weight_loading(rank: int, world_size: int) -> None:
             cases.same_bits(weight, wanted, wanted.dtype)
 
 
-def test_weights_are_broadcast_as_fastvideo_loads_them() -> None:
-    run_ranks(check_weight_loading, 3)
+@WORLDS
+def test_weights_are_broadcast_as_fastvideo_loads_them(world_size: int) -> None:
+    run_ranks(check_weight_loading, world_size)
 
 
 def check_many_gathers(rank: int, world_size: int) -> None:
@@ -52,8 +55,9 @@ def check_many_gathers(rank: int, world_size: int) -> None:
             assert (x.grad == (number + 1) * world_size).all()
 
 
-def test_every_gather_has_its_gradient() -> None:
-    run_ranks(check_many_gathers, 2)
+@WORLDS
+def test_every_gather_has_its_gradient(world_size: int) -> None:
+    run_ranks(check_many_gathers, world_size)
 
 
 def check_strided_reduction(rank: int, world_size: int) -> None:
@@ -74,8 +78,9 @@ def check_strided_reduction(rank: int, world_size: int) -> None:
         assert loss.item() == rank, "FastVideo's trainers must use the result"
 
 
-def test_a_strided_slice_is_reduced_with_its_gradient() -> None:
-    run_ranks(check_strided_reduction, 2)
+@WORLDS
+def test_a_strided_slice_is_reduced_with_its_gradient(world_size: int) -> None:
+    run_ranks(check_strided_reduction, world_size)
 
 
 def test_a_stand_in_needs_only_what_fastvideo_calls(monkeypatch: pytest.MonkeyPatch) -> None:

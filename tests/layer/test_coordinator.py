@@ -320,6 +320,12 @@ def check_receiver(rank: int, world_size: int, backend: str) -> None:
         else:
             with fails(ValueError, "[3, 2]", "[2, 3]"):
                 communicator.recv(torch.Size([3, 2]), torch.float32, 0)
+        expanded = torch.full((2, 1), float(rank)).expand(2, 3)
+        if rank == 0:
+            assert group.broadcast(expanded) is expanded
+        else:
+            with fails(ValueError, "expanded", "[1, 0]", group.unique_name, "rank 1"):
+                group.broadcast(expanded)
         group.barrier()
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import torch
+from torch.distributed import DistBackendError
 
 import fastvideo_dist
 from fastvideo_dist import parallel_state as ps
@@ -55,3 +56,15 @@ def test_modules_are_attributes_of_the_package() -> None:
     names = "communication_op, message_queue, ops, parallel_state, utils"
     script = f"import fastvideo_dist as f; print([f.{names.replace(', ', ', f.')}])"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=90)
+
+
+def check_named(rank: int, world_size: int) -> None:
+    with job(rank, world_size):
+        group = ps.init_model_parallel_group([[0, 1], [2]], 0, "nccl", group_name="pair")
+        if rank < 2:
+            with fails(DistBackendError, 'group "pair:0 (', f"rank {rank} of 2"):
+                group.all_reduce(torch.ones(4 + rank))
+
+
+def test_the_transport_names_the_coordinator_a_group_was_made_for() -> None:
+    run_ranks(check_named, 3)
