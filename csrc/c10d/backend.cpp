@@ -130,6 +130,13 @@ void FastVideoBackend::run_in_order(const GroupRunner::Body& body) {
   translated([&] { runner_->run(body, timeout_.load()); });
 }
 
+void FastVideoBackend::run_on_device(const char* operation, const CallMemory& memory,
+                                     const GroupRunner::Body& body) {
+  const DeviceCall call{::c10d::OpType::UNKNOWN, nullptr, operation, timeout_.load(), ++sequence_,
+                        /*async=*/false};
+  translated([&] { device_->run(call, memory, {}, body); });
+}
+
 FastVideoBackend::Request FastVideoBackend::request(const char* operation, ::c10d::OpType type,
                                                     const char* title, milliseconds timeout,
                                                     bool async) const {

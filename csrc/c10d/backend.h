@@ -93,6 +93,21 @@ class FastVideoBackend final : public ::c10d::Backend {
   /// Runs `body` as this group's next collective and returns when it is done.
   void run_in_order(const GroupRunner::Body& body);
 
+  /// The same on the GPU of `memory`: enqueues `body` on the caller's current stream and returns.
+  void run_on_device(const char* operation, const CallMemory& memory,
+                     const GroupRunner::Body& body);
+
+  // Groups made of this one (backend_split.cpp)
+  bool supportsSplitting() const override { return true; }
+
+  /// The group of `ranks` of this one, in that order; null on ranks that are not among them. Joins
+  /// as the constructor does: collective over `ranks`. torch asks once for each type of device; the
+  /// second time it gets the same object. GPUs are connected by the first call on one.
+  /// @throws ValueError for ranks that this group does not have, DistBackendError
+  c10::intrusive_ptr<::c10d::Backend> split(
+      const c10::intrusive_ptr<::c10d::Store>& store, const std::vector<int>& ranks,
+      const c10::intrusive_ptr<::c10d::Backend::Options>& options) override;
+
   // Reductions (backend_reduce.cpp)
   WorkPtr allreduce(Tensors& tensors, const ::c10d::AllreduceOptions& opts = {}) override;
   WorkPtr allreduce_coalesced(Tensors& tensors,
@@ -179,6 +194,9 @@ class FastVideoBackend final : public ::c10d::Backend {
   bool coalescing() const;
   void note_coalesced(const WorkPtr& work);
 
+  c10::intrusive_ptr<FastVideoOptions> options_of_split(
+      const std::vector<int>& ranks, const c10::intrusive_ptr<::c10d::Backend::Options>& asked);
+
   const c10::intrusive_ptr<FastVideoOptions> options_;
   const std::string label_;  // the group's name in messages
   std::atomic<std::chrono::milliseconds> timeout_;
@@ -188,6 +206,14 @@ class FastVideoBackend final : public ::c10d::Backend {
   const CommunicatorFactory factory_;
   int device_attempts_ = 0;  // each meets under keys of its own
   std::shared_ptr<DeviceGroup> device_;
+
+  /// The group that was split off last, until torch has asked for it a second time.
+  struct Split {
+    std::string name;
+    c10::weak_intrusive_ptr<::c10d::Backend> backend;
+  };
+  std::mutex split_mutex_;
+  std::optional<Split> last_split_;
 
   mutable std::mutex coalescing_mutex_;
   std::atomic<bool> coalescing_open_{false};

@@ -7,6 +7,8 @@
 
 #include <utility>
 
+#include "c10d/torch_compat.h"
+
 namespace fvd::c10d_ {
 
 using c10::impl::VirtualGuardImpl;
@@ -40,6 +42,11 @@ std::shared_ptr<Communicator> DeviceGroup::communicator(c10::Device device) {
     return existing;
   }
   const c10::DeviceGuard guard(device);
+  const VirtualGuardImpl impl(device.type());
+  FVD_CHECK(!is_capturing(impl, impl.getStream(device)), kUnsupported, "fastvideo: group \"",
+            runner_->group(), "\" has made no call on ", device.str(),
+            " yet, so its ranks are not connected there, which cannot be done in the capture of a "
+            "CUDA graph; make one call before the capture, or capture within graph_capture()");
   std::shared_ptr<Communicator> made = make_(device);
   const std::lock_guard lock(mutex_);
   communicator_ = made;

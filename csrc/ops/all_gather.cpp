@@ -1,9 +1,12 @@
 // What ranks hold side by side along a dimension, joined and summed apart: all_gather and
 // reduce_scatter, each the other's gradient, and shard, which moves nothing but whose gradient
 // does.
+#include <ATen/ops/cat.h>
 #include <ATen/ops/div.h>
+#include <c10/util/accumulate.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <numeric>
 
 #include "comm/block_layout.h"
@@ -16,6 +19,35 @@ namespace fvd::ops {
 namespace {
 
 using Sizes = std::vector<std::int64_t>;
+
+/// How many elements have the same index along `dim`.
+std::int64_t elements_beside(const at::Tensor& x, std::size_t dim) {
+  std::int64_t count = 1;
+  for (std::size_t d = 0; d < static_cast<std::size_t>(x.dim()); ++d)
+    if (d != dim) count *= x.sizes()[d];
+  return count;
+}
+
+/// Whether a range of indices along `dim` is one piece of a contiguous tensor of this shape.
+bool leads(const at::Tensor& x, std::size_t dim) {
+  const auto before = x.sizes().slice(0, dim);
+  return std::all_of(before.begin(), before.end(), [](std::int64_t size) { return size == 1; });
+}
+
+/// The parts of all ranks, which lie one after the other in `flat`, side by side along `dim`.
+at::Tensor joined(const at::Tensor& flat, at::IntArrayRef shape, std::size_t dim,
+                  const Sizes& parts) {
+  std::vector<at::Tensor> pieces;
+  std::int64_t begin = 0;
+  for (const std::int64_t size : parts) {
+    auto sizes = shape.vec();
+    sizes[dim] = size;
+    const auto count = c10::multiply_integers(sizes);
+    pieces.push_back(flat.narrow(0, begin, count).view(sizes));
+    begin += count;
+  }
+  return at::cat(pieces, static_cast<std::int64_t>(dim));
+}
 
 at::Tensor all_gather(const at::Tensor& x, std::int64_t dim_argument, at::OptionalIntArrayRef sizes,
                       std::string_view group_name, std::int64_t group_size,
@@ -33,10 +65,13 @@ at::Tensor all_gather(const at::Tensor& x, std::int64_t dim_argument, at::Option
   }
   auto y_sizes = x.sizes().vec();
   y_sizes[dim] = std::reduce(parts.begin(), parts.end());
-  auto y = empty_as(x, y_sizes);
+  // NCCL wants the part of each rank in one piece; where it is not in the result, one copy joins
+  // the parts afterwards.
+  const bool apart = x.is_cuda() && !leads(x, dim);
+  auto y = empty_as(x, apart ? Sizes{elements_beside(x, dim) * y_sizes[dim]} : y_sizes);
 
   const bool even = all_equal(parts);
-  auto in = view_of_parts(call, x, dim, {own}, "x");
+  auto in = x.is_cuda() ? call.read(x, "x") : view_of_parts(call, x, dim, {own}, "x");
   std::vector<ConstBlock> blocks;
   append_part(in, dim, 0, own, blocks);
   // Which call it is must not depend on one rank's strides.
@@ -46,12 +81,13 @@ at::Tensor all_gather(const at::Tensor& x, std::int64_t dim_argument, at::Option
   }
   const auto layout = Layout().add(dim_argument).add(parts).add_others(x.sizes(), {dim}).hash();
   call.run(layout, [in = std::move(in), out = call.write(y), blocks = std::move(blocks), dim, even,
-                    parts](Communicator& communicator, const Call& settings) {
+                    apart, parts](Communicator& communicator, const Call& settings) {
     std::vector<Block> received;
     std::int64_t begin = 0;
+    const auto each = apart ? elements_beside(in.memory, dim) : 1;
     for (const std::int64_t size : parts) {
-      received.push_back(part_of_result(out, dim, begin, begin + size));
-      begin += size;
+      received.push_back(part_of_result(out, apart ? 0 : dim, begin, begin + size * each));
+      begin += size * each;
     }
     if (even) return communicator.all_gather(blocks[0], received, in.type, settings);
     const std::vector<ConstBlocks> sent(parts.size(), blocks);
@@ -59,7 +95,7 @@ at::Tensor all_gather(const at::Tensor& x, std::int64_t dim_argument, at::Option
     for (const Block& block : received) targets.emplace_back(&block, 1);
     communicator.all_to_all(sent, targets, in.type, false, settings);
   });
-  return y;
+  return apart ? joined(y, x.sizes(), dim, parts) : y;
 }
 
 at::Tensor reduce_scatter(const at::Tensor& x, std::int64_t dim_argument, std::string_view op,
@@ -75,8 +111,12 @@ at::Tensor reduce_scatter(const at::Tensor& x, std::int64_t dim_argument, std::s
 
   const auto layout = Layout().add(dim_argument).add(parts).add(x.sizes()).hash();
   if (all_equal(parts)) {
-    call.run(layout, [in = call.read(x, "x"), out = call.write(y), dim, reduction](
-                         Communicator& communicator, const Call& settings) {
+    // As in all_gather: for NCCL one copy takes the parts apart before.
+    const bool apart = x.is_cuda() && !leads(x, dim);
+    const auto source =
+        apart ? x.unflatten(dim_argument, {group_size, parts[0]}).movedim(dim_argument, 0) : x;
+    call.run(layout, [in = call.read(source, "x"), out = call.write(y), dim = apart ? 0 : dim,
+                      reduction](Communicator& communicator, const Call& settings) {
       const auto ranks = static_cast<std::size_t>(communicator.size());
       const auto layout = BlockLayout::split(in.memory.sizes(), dim, element_size(in.type), ranks);
       std::vector<ConstBlock> blocks;
@@ -233,6 +273,11 @@ at::Tensor shard_autograd(const at::Tensor& x, std::int64_t dim, at::OptionalSym
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastvideo_dist, CPU, library) {
+  library.impl("all_gather", all_gather);
+  library.impl("reduce_scatter", reduce_scatter);
+}
+
+TORCH_LIBRARY_IMPL(fastvideo_dist, CUDA, library) {
   library.impl("all_gather", all_gather);
   library.impl("reduce_scatter", reduce_scatter);
 }

@@ -129,6 +129,12 @@ TORCH_LIBRARY_IMPL(fastvideo_dist, CPU, library) {
   library.impl("broadcast", broadcast);
 }
 
+TORCH_LIBRARY_IMPL(fastvideo_dist, CUDA, library) {
+  library.impl("all_reduce", all_reduce);
+  library.impl("reduce", reduce);
+  library.impl("broadcast", broadcast);
+}
+
 TORCH_LIBRARY_IMPL(fastvideo_dist, Autograd, library) {
   library.impl("all_reduce", all_reduce_autograd);
   library.impl("reduce", reduce_autograd);

@@ -1,5 +1,5 @@
-// The collectives under the key CUDA: until they have a side of their own there, one sentence that
-// says so. shard moves nothing, and its kernel serves every device.
+// The exchange under the key CUDA: until it has a side of its own there, one sentence that says so.
+// The other collectives have theirs where they stand.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
@@ -37,8 +37,7 @@ void refuse(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastvideo_dist, CUDA, library) {
-  for (const char* name : {"all_gather", "all_reduce", "all_to_all_4d", "all_to_all_4d_list",
-                           "broadcast", "reduce", "reduce_scatter"}) {
+  for (const char* name : {"all_to_all_4d", "all_to_all_4d_list"}) {
     library.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse>());
   }
 }

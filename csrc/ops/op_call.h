@@ -31,7 +31,11 @@ class OpCall {
 
   std::size_t ranks() const { return static_cast<std::size_t>(backend_->getSize()); }
   std::size_t rank() const { return static_cast<std::size_t>(backend_->getRank()); }
-  c10d_::Site site() const { return backend_->site(operation_); }
+  c10d_::Site site() const {
+    c10d_::Site site = backend_->site(operation_);
+    site.memory = &memory_;
+    return site;
+  }
 
   c10d_::TensorView read(const at::Tensor& x, const char* what, int index = -1) const {
     return c10d_::view(site(), x, c10d_::Access::kRead, what, index);
@@ -44,9 +48,11 @@ class OpCall {
   int checked_root(std::int64_t root, const char* what) const;
 
   /// Runs `body`, which must own what it uses, as the group's next collective. `layout` (not 0) is
-  /// a hash over what all ranks must mean alike: bytes of other dimensions would often fit.
+  /// a hash over what all ranks must mean alike: bytes of other dimensions would often fit. If the
+  /// memory is a GPU's, returns when it is enqueued on the current stream.
   template <typename Body>
   void run(std::size_t layout, Body body) const {
+    if (!memory_.device.is_cpu()) return run_on_device(memory_, layout, body);
     backend_->run_in_order(
         [layout, body = std::move(body)](Communicator& communicator, const Call& settings) {
           Call call = settings;
@@ -56,11 +62,25 @@ class OpCall {
   }
   template <typename Body>
   void run(Body body) const {
+    if (!memory_.device.is_cpu()) return run_on_device(memory_, 0, body);
     backend_->run_in_order(std::move(body));
+  }
+
+  /// The same on the GPU of `memory`, which holds all that `body` uses there: returns when it is
+  /// enqueued on the current stream.
+  template <typename Body>
+  void run_on_device(const c10d_::CallMemory& memory, std::size_t layout, const Body& body) const {
+    backend_->run_on_device(operation_, memory,
+                            [layout, &body](Communicator& communicator, const Call& settings) {
+                              Call call = settings;
+                              call.layout = layout;
+                              body(communicator, call);
+                            });
   }
 
  private:
   const char* operation_;
+  mutable c10d_::CallMemory memory_;  // of what was read and written: all on one device
   c10::intrusive_ptr<c10d_::FastVideoBackend> backend_;
 };
 

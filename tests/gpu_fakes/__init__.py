@@ -1,4 +1,5 @@
-"""A machine with GPUs, as far as torch and this package can tell: see device.cpp, library.cpp.
+"""A machine with GPUs, as far as torch and this package can tell: see device.cpp, compute.cpp and
+library.cpp.
 
 `built()` compiles both libraries where they are not up to date; `become_gpu_rank()` is for a rank's
 process, before its first group.
@@ -7,6 +8,7 @@ process, before its first group.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sysconfig
@@ -33,7 +35,8 @@ class Fakes:
 def compile_library(
     target: Path, sources: list[Path], options: list[str], libraries: list[str] | None = None
 ) -> Path:
-    inputs = [Path(__file__), *sources, *TABLES.glob("*.h"), *(ROOT / "csrc/nccl").glob("*.h")]
+    headers = [folder.glob("*.h") for folder in (HERE, TABLES, ROOT / "csrc/nccl")]
+    inputs = [Path(__file__), *sources, *itertools.chain(*headers)]
     if target.exists() and target.stat().st_mtime > max(p.stat().st_mtime for p in inputs):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +61,10 @@ def built() -> Fakes:
     return Fakes(
         library=compile_library(folder / "libfake_gpu.so", SOURCES, ["-Wl,-Bsymbolic"]),
         device=compile_library(
-            folder / "libfake_device.so", [HERE / "device.cpp"], of_torch, ["-lc10", "-ltorch_cpu"]
+            folder / "libfake_device.so",
+            [HERE / "device.cpp", HERE / "compute.cpp"],
+            [*of_torch, f"-I{ROOT / 'tests'}"],
+            ["-lc10", "-ltorch_cpu"],
         ),
     )
 

@@ -67,5 +67,7 @@ CudaResult cudaEventQuery(CudaEvent e) { return cuda().event_query(e); }
 CudaResult cudaMemcpyAsync(void* t, const void* f, std::size_t n, CopyKind k, CudaStream s) { return cuda().memcpy_async(t, f, n, k, s); }
 CudaResult cudaMallocAsync(void** d, std::size_t n, CudaStream s) { return cuda().malloc_async(d, n, s); }
 CudaResult cudaFreeAsync(void* d, CudaStream s) { return cuda().free_async(d, s); }
+
+void fake_set_capturing(CudaStream s, bool c) { fvd::test::set_capturing(s, c); }
 // clang-format on
 }
