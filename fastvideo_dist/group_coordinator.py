@@ -23,7 +23,7 @@ from fastvideo_dist.broadcasts import Broadcaster
 from fastvideo_dist.device_communicators.base_device_communicator import DeviceCommunicatorBase
 from fastvideo_dist.device_communicators.cpu_communicator import CpuCommunicator
 from fastvideo_dist.device_communicators.cuda_communicator import CudaCommunicator
-from fastvideo_dist.graph_capture import GraphCaptureContext, capture
+from fastvideo_dist.graph_capture import GraphCaptureContext, capture, connect_gpus
 from fastvideo_dist.local import get_local_torch_device
 from fastvideo_dist.message_queue import MessageQueue
 from fastvideo_dist.messages import Messenger, TensorDictHandle
@@ -138,6 +138,7 @@ class GroupCoordinator:
         self.mq_broadcaster = None
         self.use_custom_op_call = self._shared.key[1] == process_groups.OURS
         self._is_warm = False  # of communication_op
+        self._is_connected = False  # for graph_capture
         self._messages = Messenger(self.device_group, self.unique_name, self.device)
         self._broadcasters: dict[ProcessGroup, Broadcaster] = {}
         try:
@@ -449,9 +450,17 @@ class GroupCoordinator:
     ) -> AbstractContextManager[GraphCaptureContext]:
         """Makes the context's stream the current one, a new stream if there is no context.
 
+        Work captured on it (`torch.cuda.graph(g, stream=context.stream)`) may call this group.
+        The first block is collective: it connects the ranks' GPUs, as nothing may in a capture.
         Without CUDA nothing is captured, and the context is handed through.
         """
-        return capture(self.unique_name, graph_capture_context)
+        return capture(self.unique_name, graph_capture_context, self._connect_gpus)
+
+    def _connect_gpus(self) -> None:
+        self._check_alive()
+        if self.device.type == "cuda" and self.world_size > 1 and not self._is_connected:
+            connect_gpus(self.device_group, self.device)
+            self._is_connected = True
 
     def destroy(self) -> None:
         """Lets go of the groups; those nobody else holds are destroyed. Local and idempotent."""

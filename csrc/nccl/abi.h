@@ -72,10 +72,16 @@ enum class CopyKind : int { kDefault = 4 };
 
 constexpr unsigned kEventDisableTiming = 2;
 constexpr unsigned kStreamNonBlocking = 1;
+constexpr unsigned kNoDestructorSync = 1;     // of a user object
+constexpr unsigned kGraphUserObjectMove = 1;  // the graph takes the caller's reference
 
 struct StreamObject;
 using CudaStream = StreamObject*;
 struct EventObject;
 using CudaEvent = EventObject*;
+struct GraphObject;
+using CudaGraph = GraphObject*;
+struct UserObject;
+using CudaUserObject = UserObject*;
 
 }  // namespace fvd::nccl

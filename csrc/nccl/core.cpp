@@ -180,6 +180,7 @@ void Core::run(Record record, const Call& call, Staging& staging, bool empty, co
     try {
       {
         const auto held = handle_.lock();
+        if (captured) handle_.note_capture(stream);
         CallGroup group(*context_);
         body(handle_.comm(), stream);
         group.end(handle_.comm());

@@ -29,6 +29,13 @@ CudaApi cuda_api_of(const Library& library) {
   fill(library, "cudaMemcpyAsync", api.memcpy_async);
   fill(library, "cudaMallocAsync", api.malloc_async);
   fill(library, "cudaFreeAsync", api.free_async);
+  if (api.version >= 13000) {
+    fill(library, "cudaStreamGetCaptureInfo", api.capture_info);
+  } else {
+    fill(library, "cudaStreamGetCaptureInfo_v2", api.capture_info_12);
+  }
+  fill(library, "cudaUserObjectCreate", api.user_object_create);
+  fill(library, "cudaGraphRetainUserObject", api.graph_retain_user_object);
   return api;
 }
 

@@ -9,7 +9,7 @@
 
 namespace fvd::nccl {
 
-/// None is null. Calls go straight to the CUDA runtime: see its documentation.
+/// None is null but where it says so. Calls go straight to the CUDA runtime: see its documentation.
 struct CudaApi {
   // clang-format off
   CudaResult (*runtime_version)(int* version) = nullptr;
@@ -28,6 +28,11 @@ struct CudaApi {
   CudaResult (*memcpy_async)(void* to, const void* from, std::size_t bytes, CopyKind kind, CudaStream stream) = nullptr;
   CudaResult (*malloc_async)(void** data, std::size_t bytes, CudaStream stream) = nullptr;
   CudaResult (*free_async)(void* data, CudaStream stream) = nullptr;
+  // cudaStreamGetCaptureInfo as it is since CUDA 13, or else as it was in 12: one of the two is null.
+  CudaResult (*capture_info)(CudaStream stream, CaptureStatus* status, unsigned long long* id, CudaGraph* graph, const void* nodes, const void* edges, std::size_t* count) = nullptr;
+  CudaResult (*capture_info_12)(CudaStream stream, CaptureStatus* status, unsigned long long* id, CudaGraph* graph, const void* nodes, std::size_t* count) = nullptr;
+  CudaResult (*user_object_create)(CudaUserObject* object, void* data, void (*destroy)(void*), unsigned references, unsigned flags) = nullptr;
+  CudaResult (*graph_retain_user_object)(CudaGraph graph, CudaUserObject object, unsigned references, unsigned flags) = nullptr;
   // clang-format on
 
   int version = 0;   // 13000: 13.0

@@ -1,5 +1,6 @@
 #include "nccl/handle.h"
 
+#include <system_error>
 #include <thread>
 
 namespace fvd::nccl {
@@ -7,6 +8,7 @@ namespace fvd::nccl {
 Handle::~Handle() { close(milliseconds{0}); }
 
 void Handle::start(const UniqueId& id, int ranks, int rank) {
+  free_kept();
   const std::lock_guard lock(use_);
   check_alive();
   CommConfig config;
@@ -51,17 +53,37 @@ void Handle::abort() noexcept {
   // Whoever is between two calls leaves by check_alive(); whoever is inside one is woken by this.
   std::unique_lock lock(use_, std::defer_lock);
   lock_within(lock, kStuck);
-  if (comm_ != nullptr) context_->nccl.comm_abort(comm_);
+  if (comm_ == nullptr) return;
+  if (!graphs_.any()) {
+    context_->nccl.comm_abort(comm_);
+    return;
+  }
+  // It ends what runs at once, but returns when the graphs are gone.
+  try {
+    std::thread([context = context_, comm = comm_] { context->nccl.comm_abort(comm); }).detach();
+  } catch (const std::system_error&) {  // no thread to be had: what runs goes on till it ends
+  }
+}
+
+bool Handle::left_to_graphs() noexcept {
+  const std::lock_guard lock(use_);
+  if (comm_ == nullptr || !graphs_.any()) return false;
+  if (!gone_.exchange(true, std::memory_order_acq_rel)) keep_for_graphs(context_, comm_, graphs_);
+  return true;
 }
 
 void Handle::finalize() noexcept {
   const std::lock_guard lock(use_);
-  if (comm_ == nullptr || finalized_ || gone_.load(std::memory_order_acquire)) return;
+  // NCCL would wait for the graphs.
+  if (comm_ == nullptr || finalized_ || graphs_.any() || gone_.load(std::memory_order_acquire))
+    return;
   finalized_ = true;
   context_->nccl.comm_finalize(comm_);  // an error is found by close()
 }
 
 void Handle::close(milliseconds patience) noexcept {
+  free_kept();
+  if (!context_->fate.broken() && left_to_graphs()) return;
   if (patience.count() > 0 && !context_->fate.broken()) {
     finalize();
     const auto end = Clock::now() + patience;

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "nccl/context.h"
+#include "nccl/graphs.h"
 
 namespace fvd::nccl {
 
@@ -37,6 +38,10 @@ class Handle {
   [[nodiscard]] std::unique_lock<std::mutex> lock();
   Comm comm() const noexcept { return comm_; }
 
+  /// What follows on comm() is captured on `stream`: from now on the communicator exists as long as
+  /// that graph, whatever becomes of this object. Under lock(). @throws Error(kLibrary)
+  void note_capture(CudaStream stream) { graphs_.add(context_->cuda, stream); }
+
   /// Ends what runs on the device, from any thread, and frees the communicator.
   void abort() noexcept;
 
@@ -49,12 +54,14 @@ class Handle {
 
  private:
   void check_alive() const;
+  bool left_to_graphs() noexcept;
 
   const std::shared_ptr<Context> context_;
   std::mutex use_;
   std::atomic<bool> gone_{false};  // aborted or destroyed, or about to be
   Comm comm_ = nullptr;
   bool finalized_ = false;  // under use_
+  GraphUses graphs_;        // added to under use_
 };
 
 /// Calls between ncclGroupStart and ncclGroupEnd. A group that an exception leaves open is closed,

@@ -147,6 +147,10 @@ std::unique_ptr<Transfer> Lanes::start(bool sends, Block data, DataType type, in
             "fastvideo: ", item->title(), " on ", context_->where(),
             " in a CUDA graph capture: the two ranks are "
             "not connected yet; exchange one message before the capture, and wait for it");
+  if (item->captured) {
+    const auto held = way.handle.lock();
+    way.handle.note_capture(raw(call.stream));
+  }
   item->begin = events_->take();
   item->end = events_->take();
   check(context_->cuda, context_->cuda.event_record(item->begin, raw(call.stream)),

@@ -67,6 +67,9 @@ CudaResult cudaEventQuery(CudaEvent e) { return cuda().event_query(e); }
 CudaResult cudaMemcpyAsync(void* t, const void* f, std::size_t n, CopyKind k, CudaStream s) { return cuda().memcpy_async(t, f, n, k, s); }
 CudaResult cudaMallocAsync(void** d, std::size_t n, CudaStream s) { return cuda().malloc_async(d, n, s); }
 CudaResult cudaFreeAsync(void* d, CudaStream s) { return cuda().free_async(d, s); }
+CudaResult cudaStreamGetCaptureInfo(CudaStream s, CaptureStatus* c, unsigned long long* i, CudaGraph* g, const void* n, const void* e, std::size_t* k) { return cuda().capture_info(s, c, i, g, n, e, k); }
+CudaResult cudaUserObjectCreate(CudaUserObject* o, void* d, void (*f)(void*), unsigned n, unsigned g) { return cuda().user_object_create(o, d, f, n, g); }
+CudaResult cudaGraphRetainUserObject(CudaGraph g, CudaUserObject o, unsigned n, unsigned f) { return cuda().graph_retain_user_object(g, o, n, f); }
 
 void fake_set_capturing(CudaStream s, bool c) { fvd::test::set_capturing(s, c); }
 // clang-format on

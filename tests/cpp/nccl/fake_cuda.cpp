@@ -25,7 +25,10 @@ struct FakeStream {
   bool destroyed = false;
   bool started = false;
   std::atomic<bool> capturing{false};
+  std::atomic<unsigned long long> capture{0};  // its number
 };
+
+using UserObjectOfFake = std::pair<void (*)(void*), void*>;
 
 void run(const std::shared_ptr<FakeStream>& stream) {
   std::unique_lock lock(stream->mutex);
@@ -63,6 +66,8 @@ struct World {
   std::map<void*, std::shared_ptr<FakeStream>> streams;
   std::map<int, std::shared_ptr<FakeStream>> null_streams;
   std::map<void*, std::shared_ptr<FakeEvent>> events;
+  std::vector<UserObjectOfFake> of_graphs;
+  unsigned long long captures = 0;
   std::atomic<long> queries{0}, allocations{0};
   std::atomic<int> next_query{0};
 };
@@ -195,6 +200,27 @@ CudaResult free_async(void* data, CudaStream stream) {
   return CudaResult::kSuccess;
 }
 
+CudaResult capture_info(CudaStream handle, CaptureStatus* status, unsigned long long* id,
+                        CudaGraph* graph, const void*, const void*, std::size_t*) {
+  const auto stream = stream_of(handle);
+  stream_is_capturing(handle, status);
+  *id = stream->capture;
+  *graph = nullptr;
+  return CudaResult::kSuccess;
+}
+CudaResult user_object_create(CudaUserObject* object, void* data, void (*destroy)(void*), unsigned,
+                              unsigned) {
+  *object = reinterpret_cast<CudaUserObject>(new UserObjectOfFake(destroy, data));
+  return CudaResult::kSuccess;
+}
+CudaResult graph_retain_user_object(CudaGraph, CudaUserObject object, unsigned, unsigned) {
+  const std::unique_ptr<UserObjectOfFake> mine(reinterpret_cast<UserObjectOfFake*>(object));
+  World& w = world();
+  const std::lock_guard lock(w.mutex);
+  w.of_graphs.push_back(*mine);
+  return CudaResult::kSuccess;
+}
+
 void pack(std::span<const PackedBlock> from, std::byte* to, CudaStream stream) {
   enqueue(stream_of(stream), [list = std::vector(from.begin(), from.end()), to] {
     for (const auto& [block, offset] : list)
@@ -232,6 +258,9 @@ nccl::CudaApi fake_cuda() {
   api.memcpy_async = memcpy_async;
   api.malloc_async = malloc_async;
   api.free_async = free_async;
+  api.capture_info = capture_info;
+  api.user_object_create = user_object_create;
+  api.graph_retain_user_object = graph_retain_user_object;
   api.version = 13000;
   api.path = "the fake CUDA runtime";
   return api;
@@ -244,7 +273,21 @@ void enqueue_on(nccl::CudaStream stream, std::function<void()> work) {
 }
 
 void set_capturing(nccl::CudaStream stream, bool capturing) {
-  stream_of(stream)->capturing = capturing;
+  const auto found = stream_of(stream);
+  World& w = world();
+  const std::lock_guard lock(w.mutex);
+  if (capturing) found->capture = ++w.captures;
+  found->capturing = capturing;
+}
+
+void destroy_graphs() {
+  World& w = world();
+  std::vector<UserObjectOfFake> objects;
+  {
+    const std::lock_guard lock(w.mutex);
+    objects.swap(w.of_graphs);
+  }
+  for (const auto& [destroy, data] : objects) destroy(data);
 }
 
 long event_queries() { return world().queries; }

@@ -26,6 +26,9 @@ void enqueue_on(nccl::CudaStream stream, std::function<void()> work);
 /// with false: it still runs, which is enough to see who asks what.
 void set_capturing(nccl::CudaStream stream, bool capturing);
 
+/// The graphs of all captures so far go, and so do what was instantiated from them.
+void destroy_graphs();
+
 /// Number of event queries since the process began, of all threads.
 long event_queries();
 

@@ -152,6 +152,53 @@ TEST_F(NcclCommunicatorTest, ACapturedCallIsNeitherWatchedNorCompared) {
   EXPECT_EQ(endings[0].words, "well") << endings[0];
 }
 
+TEST_F(NcclCommunicatorTest, ACommunicatorIsThereAsLongAsItsGraphs) {
+  NcclWorld world(1);
+  const auto make = [&] { return world.communicator(0, group(), NcclCheck::kBeside); };
+  const auto capture = [](Communicator& g) {
+    float value = 1;
+    set_capturing(nullptr, true);
+    for (int i = 0; i < 2; ++i) g.all_reduce(&value, &value, 1, kFloats, {}, {});
+    set_capturing(nullptr, false);
+    synchronize();
+  };
+  const auto left = [](Strings log) {
+    std::erase_if(log, [](const std::string& call) { return !call.starts_with("ncclComm"); });
+    return log;
+  };
+  auto first = make();
+  capture(*first);
+  capture(*first);  // a second graph
+  take_log();
+  first.reset();
+  EXPECT_EQ(left(take_log()), Strings{}) << "a replay would find nothing";
+  auto second = make();
+  EXPECT_EQ(left(take_log()), Strings{"ncclCommInitRankConfig"});
+  destroy_graphs();
+  second.reset();
+  const auto log = left(take_log());
+  EXPECT_EQ(std::count(log.begin(), log.end(), "ncclCommAbort"), 1) << "the first one";
+  EXPECT_EQ(std::count(log.begin(), log.end(), "ncclCommDestroy"), 1) << "the second one";
+}
+
+TEST_F(NcclCommunicatorTest, AnAbortDoesNotWaitForGraphs) {
+  NcclWorld world(1);
+  auto g = world.communicator(0, group(), NcclCheck::kBeside);
+  float value = 1;
+  set_capturing(nullptr, true);
+  g->all_reduce(&value, &value, 1, kFloats, {}, {});
+  set_capturing(nullptr, false);
+  synchronize();
+  take_log();
+  g->abort("over");
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  Strings log;
+  while (log.empty() && std::chrono::steady_clock::now() < end) log = take_log();
+  EXPECT_EQ(log, Strings{"ncclCommAbort"});
+  g.reset();
+  destroy_graphs();
+}
+
 TEST_F(NcclCommunicatorTest, ATransferIsCapturedOnceTheRanksAreConnected) {
   const auto endings = run(2, [](Communicator& g, int rank) {
     float value = static_cast<float>(rank);

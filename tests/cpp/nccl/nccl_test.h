@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "nccl/graphs.h"
 #include "nccl/nccl_world.h"
 #include "support/ending.h"
 #include "support/ranks.h"
@@ -27,6 +28,8 @@ class NcclCommunicatorTest : public ::testing::Test {
     take_log();
   }
   void TearDown() override {
+    destroy_graphs();
+    nccl::free_kept();
     EXPECT_EQ(open_groups(), 0);
     EXPECT_EQ(live_communicators(), 0);
     set_faults({});
