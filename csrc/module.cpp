@@ -1,10 +1,14 @@
 // fastvideo_dist._C: its classes, and which transport serves which device.
 #include <pybind11/chrono.h>
+#include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <memory>
 #include <mutex>
+#include <optional>
+#include <string>
 
 #include "bind_buffer.h"
 #include "bind_communicator.h"
@@ -56,20 +60,31 @@ std::string& wheels() {
   return *folder;
 }
 
-/// NCCL and CUDA, found by the first group that needs them. What fails is tried again.
-nccl::Libraries nccl_libraries() {
+/// NCCL and CUDA, found by the first group that needs them. What fails is tried again. `wanted`:
+/// this file and no other; not empty.
+const nccl::Libraries& libraries_from(const std::optional<std::string>& wanted) {
   static std::mutex mutex;
   static const nccl::Libraries* found = nullptr;
   const std::lock_guard lock(mutex);
   if (found == nullptr) {
     auto options = environment().nccl;
+    if (wanted.has_value()) options.library = *wanted;
     options.wheels = wheels();
     found = new nccl::Libraries(nccl::load_libraries(options));
     log(LogLevel::kInfo, text("NCCL ", nccl::version_text(found->nccl.version), " from ",
                               found->nccl.path, ", CUDA from ", found->cuda.path));
   }
+  std::error_code unreadable;
+  FVD_CHECK(
+      !wanted.has_value() || std::filesystem::equivalent(*wanted, found->nccl.path, unreadable),
+      kInvalidArgument, "fastvideo: the NCCL library ", wanted.value_or(""),
+      " was asked for, but this process uses ", found->nccl.path,
+      " already, and one process has one; ask for none, or for it before the first group, or "
+      "by FASTVIDEO_DIST_NCCL_LIBRARY");
   return *found;
 }
+
+nccl::Libraries nccl_libraries() { return libraries_from(std::nullopt); }
 
 /// The one place that decides which transport serves which device.
 std::unique_ptr<Communicator> make_communicator(c10::Device device, std::shared_ptr<Store> store,
@@ -149,6 +164,20 @@ void bind_backend(py::module_& module) {
       .def("deregister_mem_pool", &refuse_mem_pool);
 }
 
+py::tuple load_nccl(const std::optional<std::string>& path) {
+  return c10d_::translated([&] {
+    const auto& loaded = [&]() -> const nccl::Libraries& {
+      const py::gil_scoped_release unlocked;
+      return libraries_from(path);
+    }();
+    return py::make_tuple(nccl::version_text(loaded.nccl.version), loaded.nccl.path);
+  });
+}
+
+std::uintptr_t current_stream(const at::Device& device) {
+  return reinterpret_cast<std::uintptr_t>(c10d_::native(c10d_::current_stream(device)).handle);
+}
+
 void find_wheels() {
   const py::list folders(py::module_::import("torch").attr("__path__"));
   const auto torch = folders[0].cast<std::string>();
@@ -178,5 +207,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   fvd::bind_message_queue(module);
   fvd::bind_buffer(module);
   fvd::bind_communicator(module, fvd::make_communicator, fvd::interpreter);
+  module.def("load_nccl", &fvd::load_nccl, py::arg("path") = std::nullopt);
+  module.def("current_stream", &fvd::current_stream, py::arg("device"));
   module.def("build_info", &fvd::build_info);
 }

@@ -232,5 +232,17 @@ class Communicator:
     def close(self) -> None:
         """Leaves the group."""
 
+def load_nccl(path: str | None = None) -> tuple[str, str]:
+    """Version and path of the NCCL library that this process uses. It is loaded, if no group has
+    needed it yet: from `path`, or from where docs/nccl.md says.
+
+    Raises:
+        NotImplementedError: no library that can be used; lists what was tried.
+        ValueError: `path` is not the library that is used already.
+    """
+
+def current_stream(device: torch.device) -> int:
+    """The handle of this thread's current stream of a GPU, as torch's C++ knows it."""
+
 def build_info() -> dict[str, Any]:
     """What it was compiled with: torch, compiler, cplusplus, transports."""

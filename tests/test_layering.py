@@ -163,10 +163,17 @@ IMPORTS = {
         "fastvideo_dist.device_communicators.pynccl",
     },
     "fastvideo_dist.device_communicators.pynccl": {
+        "fastvideo_dist._compat",
+        "fastvideo_dist.device_communicators.distributed_autograd",
         "fastvideo_dist.device_communicators.pynccl_wrapper",
+        "fastvideo_dist.nccl",
+        "fastvideo_dist.process_groups",
         "fastvideo_dist.stateless_process_group",
     },
-    "fastvideo_dist.device_communicators.pynccl_wrapper": {"fastvideo_dist.nccl"},
+    "fastvideo_dist.device_communicators.pynccl_wrapper": {
+        "fastvideo_dist._compat",
+        "fastvideo_dist.nccl",
+    },
     "fastvideo_dist.group_coordinator": {
         "fastvideo_dist.broadcasts",
         "fastvideo_dist.device_communicators.base_device_communicator",

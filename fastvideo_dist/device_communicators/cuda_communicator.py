@@ -15,16 +15,13 @@ __all__ = ["CudaCommunicator"]
 class CudaCommunicator(DeviceCommunicatorBase):
     """The base class's calls; the backend of the group chooses the transport by the tensor.
 
-    Until the backend "fastvideo" has an NCCL transport, a CUDA tensor is a NotImplementedError
-    there; a group of another backend, such as "cpu:gloo,cuda:nccl", takes it.
+    Of a group of the backend "fastvideo" that is NCCL for CUDA tensors, by the ops: differentiable,
+    compiled, and captured in CUDA graphs once the ranks are connected (`graph_capture`).
 
     Raises:
         ValueError: `device` is no CUDA device.
         RuntimeError: this process sees no GPU.
     """
-
-    # What shares a communicator with NCCL directly; None while there is no such transport.
-    pynccl_comm: PyNcclCommunicator | None = None
 
     def __init__(
         self,
@@ -44,6 +41,18 @@ class CudaCommunicator(DeviceCommunicatorBase):
                 f"CUDA {torch.version.cuda}); use CpuCommunicator"
             )
         super().__init__(cpu_group, device, device_group, unique_name)
+        self._pynccl_comm: PyNcclCommunicator | None = None
+
+    @property
+    def pynccl_comm(self) -> PyNcclCommunicator | None:
+        """NCCL on streams of the caller's choice; None in a group of one rank.
+
+        Not what the calls here use, so it is made when first asked for: by all ranks, as that is
+        collective.
+        """
+        if self._pynccl_comm is None and self.world_size > 1:
+            self._pynccl_comm = PyNcclCommunicator(self.cpu_group, self.device)
+        return self._pynccl_comm
 
     def all_reduce(self, input_: Tensor, op: ReduceOp | ReduceOp.RedOpType | None = None) -> Tensor:
         """As in the base class; None means SUM."""
@@ -58,5 +67,8 @@ class CudaCommunicator(DeviceCommunicatorBase):
         super().send(tensor, dst)
 
     def destroy(self) -> None:
-        """As in the base class."""
+        """As in the base class; with `pynccl_comm`, if it was made."""
+        comm, self._pynccl_comm = self._pynccl_comm, None
+        if comm is not None:
+            comm.destroy()
         super().destroy()

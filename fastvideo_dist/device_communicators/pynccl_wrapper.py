@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from fastvideo_dist._compat import extension
 from fastvideo_dist.nccl import Communicator, UniqueId, get_unique_id, group_end, group_start
 
 __all__ = ["NCCLLibrary", "ncclComm_t", "ncclUniqueId"]
@@ -29,24 +30,27 @@ class NCCLLibrary:
     """Creation and end of communicators.
 
     Args:
-        so_file: must be None: which library is loaded is not chosen here.
+        so_file: of the libnccl that CUDA memory is to go through; a process has one. None: chosen
+            when it is needed, see docs/nccl.md.
 
     Raises:
-        NotImplementedError: a library was given.
+        NotImplementedError: the library cannot be used.
+        ValueError: another one is in use already.
     """
 
     def __init__(self, so_file: str | None = None) -> None:
+        self._version: str | None = None
         if so_file is not None:
-            raise NotImplementedError(
-                f"NCCLLibrary({so_file!r}): no transport of this version takes a library by path"
-            )
+            self._version, _ = extension().load_nccl(so_file)
 
     def ncclGetVersion(self) -> str:  # noqa: N802  (FastVideo's name, as all below)
-        """Of the NCCL that torch was built with, such as "2.29.7".
+        """Of the library that was given, else of the NCCL that torch was built with: "2.29.7".
 
         Raises:
-            RuntimeError: torch was built without.
+            RuntimeError: none was given, and torch was built without.
         """
+        if self._version is not None:
+            return self._version
         if not torch.distributed.is_nccl_available():
             raise RuntimeError("ncclGetVersion: this torch was built without NCCL")
         return ".".join(str(part) for part in torch.cuda.nccl.version()[:3])  # type: ignore[no-untyped-call]

@@ -82,6 +82,13 @@ def become_gpu_rank(fakes: Fakes, folder: str, check: str = "beside") -> None:
     torch.cuda.get_device_capability = lambda device=None: (8, 0)  # type: ignore[assignment]
 
 
+def pretend_cuda() -> None:
+    """Has torch's Python side find the fake GPUs, too, where it would ask the driver."""
+    torch.cuda.is_available = lambda: True
+    torch.cuda.current_device = lambda: 0
+    torch.cuda._lazy_init = lambda: None
+
+
 def on_gpu(memory: Tensor, index: int = 0) -> Tensor:
     """A tensor on a fake GPU over the memory of a CPU tensor."""
     return torch.ops.fake_gpu.on_gpu(memory, index)
