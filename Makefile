@@ -36,9 +36,9 @@ else
   READY := .venv/.torch-$(TORCH)
 endif
 
-SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu')
 # Followed by what to do with them.
-FOR_CPP_FILES := find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' | xargs
+FOR_CPP_FILES := find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.inc' -o -name '*.cu' | xargs
 
 .PHONY: help
 help:
@@ -123,7 +123,7 @@ define run_cpp_tests
 endef
 
 .PHONY: test-cpp
-test-cpp: $(TOOLS_READY)  ## comm, shm and nccl without torch
+test-cpp: $(TOOLS_READY)  ## comm, shm, nccl and cuda without torch
 	$(call run_cpp_tests,cpp,,)
 
 .PHONY: test-asan

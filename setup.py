@@ -1,4 +1,5 @@
-"""Builds fastvideo_dist._C against the torch of the environment it will be loaded into.
+"""Builds fastvideo_dist._C against the torch of the environment it will be loaded into, and where
+nvcc is also fastvideo_dist._C_cuda, the kernels for GPUs.
 
 What does not change from one build to the next stands in pyproject.toml. Environment variables read
 here are listed in docs/environment.md.
@@ -6,9 +7,11 @@ here are listed in docs/environment.md.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -32,7 +35,8 @@ except ModuleNotFoundError as error:
     torch = None
 
 ROOT = Path(__file__).resolve().parent
-ROOMS = ("comm", "shm", "nccl", "c10d", "ops")
+ROOMS = ("comm", "shm", "nccl", "cuda", "c10d", "ops")
+CUDA_ARCHITECTURES = ["8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 COMMANDS_THAT_NEED_TORCH = {
     "bdist_wheel",
     "build",
@@ -89,7 +93,91 @@ def set_max_jobs() -> None:
     os.environ["MAX_JOBS"] = str(max(1, jobs))
 
 
-def write_build_info(target: Path) -> None:
+def find_nvcc() -> tuple[str, str]:
+    """nvcc, and nothing; or nothing, and why the kernels cannot be compiled."""
+    home = os.environ.get("CUDA_HOME")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin" if home else None)
+    if nvcc is None:
+        return "", f"there is no nvcc {f'in {home}/bin' if home else 'on the PATH'}"
+    if torch.version.cuda is None:
+        return "", f"torch {torch.__version__} is built without CUDA"
+    told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"release (\d+)\.(\d+)", told)
+    if version is None:
+        return "", f"{nvcc} does not tell its version"
+    if version[1] != torch.version.cuda.partition(".")[0]:
+        return "", (
+            f"{nvcc} is of CUDA {version[1]}.{version[2]}, torch {torch.__version__} of CUDA "
+            f"{torch.version.cuda}; the first numbers must be the same"
+        )
+    return nvcc, ""
+
+
+def architecture_flags(nvcc: str) -> list[str]:
+    """For nvcc, of a list such as "9.0;12.0+PTX"; else of all that it knows of ours, the newest
+    also as PTX, which later GPUs compile when they load it."""
+    wanted = re.split(r"[ ;,]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip(" ;,"))
+    if wanted == [""]:
+        told = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
+        known = set(told.stdout.split())
+        wanted = [one for one in CUDA_ARCHITECTURES if f"sm_{one.replace('.', '')}" in known]
+        wanted[-1] += "+PTX"
+    flags = []
+    for one in wanted:
+        found = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", one)
+        if found is None:
+            sys.exit(f'TORCH_CUDA_ARCH_LIST has "{one}"; allowed are numbers like 9.0 or 12.0+PTX')
+        number = found[1] + found[2] + found[3]
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if found[4]:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def compile_kernels(nvcc: str, target: Path, folder: Path) -> None:
+    """One call of nvcc, unless `target` is what it would make again. No header of torch is needed,
+    and the CUDA runtime is the one that torch loads."""
+    room = ROOT / "csrc" / "cuda_kernels"
+    warnings = ["-Wall", "-Wextra"]
+    command = [nvcc, "-shared", "-std=c++20", "-O3", "-cudart=shared", "-I", str(ROOT / "csrc")]
+    if os.environ.get("FASTVIDEO_DIST_WERROR", "0") == "1":
+        warnings.append("-Werror")
+        command += ["-Werror", "all-warnings"]
+    command += ["-Xcompiler", ",".join([*warnings, "-fPIC", "-fvisibility=hidden"])]
+    command += ["-isystem", sysconfig.get_path("include"), *architecture_flags(nvcc)]
+    if "CXX" in os.environ:
+        command += ["-ccbin", os.environ["CXX"]]
+    inputs = sorted([*room.iterdir(), *(ROOT / "csrc" / "cuda").glob("*.h")])
+    command += [str(path) for path in inputs if path.suffix in {".cu", ".cpp"}]
+    state = hashlib.sha256(" ".join(command).encode())
+    for path in inputs:
+        state.update(path.read_bytes())
+    made_of = folder / f"{target.name}.made-of"
+    if target.exists() and made_of.exists() and made_of.read_text() == state.hexdigest():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / target.name
+    subprocess.run([*command, "-o", str(draft)], check=True)
+    shutil.copy2(draft, target)
+    made_of.write_text(state.hexdigest())
+
+
+def choose_nvcc() -> tuple[str, str]:
+    """As find_nvcc(), by FASTVIDEO_DIST_CUDA. Ends the build where that cannot be."""
+    wanted = os.environ.get("FASTVIDEO_DIST_CUDA", "auto")
+    if wanted not in {"auto", "0", "1"}:
+        sys.exit(f'FASTVIDEO_DIST_CUDA is "{wanted}"; allowed are auto, 0 and 1')
+    if wanted == "0":
+        return "", "FASTVIDEO_DIST_CUDA was 0"
+    nvcc, missing = find_nvcc()
+    if missing and wanted == "1":
+        sys.exit(f"FASTVIDEO_DIST_CUDA is 1, but {missing}")
+    if missing:
+        print(f"fastvideo_dist is built without its kernels for GPUs: {missing}", flush=True)
+    return nvcc, missing
+
+
+def write_build_info(target: Path, no_kernels: str) -> None:
     """What fastvideo_dist/_compat.py needs to explain an extension that does not load."""
     compiler = os.environ.get("CXX", "c++")
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
@@ -99,6 +187,7 @@ def write_build_info(target: Path) -> None:
         "CXX11_ABI": torch.compiled_with_cxx11_abi(),
         "COMPILER": version.stdout.partition("\n")[0] or compiler,
         "PYTHON": platform.python_version(),
+        "NO_KERNELS": no_kernels,
     }
     lines = ['"""Written by setup.py: what _C was compiled with."""', ""]
     lines += [f"{name} = {value!r}" for name, value in facts.items()]
@@ -167,9 +256,15 @@ def commands() -> dict[str, Any]:
 
         def run(self) -> None:
             set_max_jobs()
+            nvcc, missing = choose_nvcc()
             super().run()
             package = Path(self.get_ext_fullpath("fastvideo_dist._C")).parent
-            write_build_info(package / "_build_info.py")
+            kernels = package / f"_C_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+            if nvcc:
+                compile_kernels(nvcc, kernels, ROOT / build_folder() / "kernels")
+            else:
+                kernels.unlink(missing_ok=True)
+            write_build_info(package / "_build_info.py", missing)
 
     return {"build": Build, "build_ext": BuildExt, "bdist_wheel": BdistWheel}
 

@@ -17,6 +17,7 @@
 #include "c10d/translate_errors.h"
 #include "comm/env.h"
 #include "comm/log.h"
+#include "cuda/kernels.h"
 #include "interpreter.h"
 #include "nccl/nccl_communicator.h"
 #include "shm/shm_communicator.h"
@@ -64,13 +65,14 @@ std::string& wheels() {
 /// this file and no other; not empty.
 const nccl::Libraries& libraries_from(const std::optional<std::string>& wanted) {
   static std::mutex mutex;
-  static const nccl::Libraries* found = nullptr;
+  static nccl::Libraries* found = nullptr;
   const std::lock_guard lock(mutex);
   if (found == nullptr) {
     auto options = environment().nccl;
     if (wanted.has_value()) options.library = *wanted;
     options.wheels = wheels();
     found = new nccl::Libraries(nccl::load_libraries(options));
+    found->kernels = cuda::block_kernels();
     log(LogLevel::kInfo, text("NCCL ", nccl::version_text(found->nccl.version), " from ",
                               found->nccl.path, ", CUDA from ", found->cuda.path));
   }
@@ -178,6 +180,15 @@ std::uintptr_t current_stream(const at::Device& device) {
   return reinterpret_cast<std::uintptr_t>(c10d_::native(c10d_::current_stream(device)).handle);
 }
 
+/// Takes the table out of the capsule that `_C_cuda` offers, or notes why there is none.
+void use_kernels(const std::optional<py::capsule>& kernels, const std::string& reason) {
+  if (!kernels.has_value()) return cuda::use_no_kernels(reason);
+  const auto* table = static_cast<const cuda::KernelTable*>(
+      PyCapsule_GetPointer(kernels->ptr(), cuda::kKernelTableName));
+  if (table == nullptr) throw py::error_already_set();
+  c10d_::translated([&] { cuda::use_kernels(table); });
+}
+
 void find_wheels() {
   const py::list folders(py::module_::import("torch").attr("__path__"));
   const auto torch = folders[0].cast<std::string>();
@@ -209,5 +220,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   fvd::bind_communicator(module, fvd::make_communicator, fvd::interpreter);
   module.def("load_nccl", &fvd::load_nccl, py::arg("path") = std::nullopt);
   module.def("current_stream", &fvd::current_stream, py::arg("device"));
+  module.def("use_kernels", &fvd::use_kernels, py::arg("kernels"), py::arg("reason") = "",
+             "The capsule _C_cuda.KERNELS; None: there are no kernels, for this reason.");
   module.def("build_info", &fvd::build_info);
 }

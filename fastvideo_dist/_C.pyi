@@ -244,5 +244,15 @@ def load_nccl(path: str | None = None) -> tuple[str, str]:
 def current_stream(device: torch.device) -> int:
     """The handle of this thread's current stream of a GPU, as torch's C++ knows it."""
 
+def use_kernels(kernels: object | None, reason: str = "") -> None:
+    """Has this process use the kernels of `_C_cuda.KERNELS`, a capsule, for tensors on GPUs.
+
+    None: there are none, for this reason, which errors will name.
+
+    Raises:
+        NotImplementedError: the kernels are of another version of the package.
+        ValueError: a capsule of something else.
+    """
+
 def build_info() -> dict[str, Any]:
     """What it was compiled with: torch, compiler, cplusplus, transports."""

@@ -48,9 +48,22 @@ def extension() -> ModuleType:
     if _minor(built.TORCH) != _minor(torch.__version__):
         raise ImportError(f"{versions}. The minor versions must be the same.{_REBUILD}")
     try:
-        return importlib.import_module("fastvideo_dist._C")
+        core = importlib.import_module("fastvideo_dist._C")
     except ImportError as error:
         raise ImportError(f"{versions}, and loading it failed: {error}.{_REBUILD}") from error
+    _add_kernels(core, getattr(built, "NO_KERNELS", "it was built before there were any"))
+    return core
+
+
+def _add_kernels(core: ModuleType, missing: str) -> None:
+    """Hands the kernels for GPUs to `_C`, or why there are none: a call in need of them says it."""
+    if missing:
+        core.use_kernels(None, f"it was built without them, since {missing}")
+        return
+    try:
+        core.use_kernels(importlib.import_module("fastvideo_dist._C_cuda").KERNELS)
+    except ImportError as error:
+        core.use_kernels(None, f"loading them failed: {error}")
 
 
 def keep_in_order(op: str) -> None:

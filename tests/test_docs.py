@@ -17,7 +17,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
 )
 FOLDERS = ["benchmarks", "csrc", "demo", "docs", "examples", "fastvideo_dist", "tests", "tools"]
-ROOMS = ["comm", "shm", "nccl", "c10d", "ops"]
+ROOMS = ["comm", "shm", "nccl", "cuda", "cuda_kernels", "c10d", "ops"]
 MADE_BY_THE_BUILD = {"fastvideo_dist/_build_info.py", "demo/out"}
 VARIABLE = re.compile(r"FASTVIDEO_DIST_[A-Z_]*[A-Z]")
 

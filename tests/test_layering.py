@@ -24,6 +24,7 @@ C10D = r"<torch/csrc/distributed/c10d/.*>|<torch/version\.h>"
 OPS = r"<torch/library\.h>|<torch/csrc/autograd/.*>"
 PYTHON = r"<pybind11/.*>|<torch/csrc/utils/pybind\.h>"
 PYTHON_TENSORS = r"<torch/csrc/autograd/python_variable\.h>"
+CUDA = r"<cuda_runtime\.h>|<Python\.h>"
 THREAD_NAMES = r"<pthread\.h>"
 HUGE_PAGES = r"<sys/mman\.h>"
 DOORS = ["c10d/backend.h", "c10d/lookup.h", "c10d/tensor_view.h"]  # of c10d, for ops
@@ -32,10 +33,12 @@ ARROWS = {
     "comm": (["comm/"], [STANDARD]),
     "shm": (["shm/", "comm/"], [STANDARD, POSIX]),
     "nccl": (["nccl/", "comm/"], [STANDARD, POSIX]),
+    "cuda": (["cuda/", "comm/", "nccl/abi.h", "nccl/block_kernels.h"], [STANDARD]),
+    "cuda_kernels": (["cuda_kernels/", "cuda/kernel_table.h"], [STANDARD, CUDA]),
     "c10d": (["c10d/", "comm/"], [STANDARD, TENSORS, C10D, THREAD_NAMES]),
-    "ops": (["ops/", *DOORS, "comm/"], [STANDARD, TENSORS, OPS, HUGE_PAGES]),
+    "ops": (["ops/", *DOORS, "cuda/kernels.h", "comm/"], [STANDARD, TENSORS, OPS, HUGE_PAGES]),
     "module.cpp": (
-        [*BINDINGS, "interpreter.h", "c10d/", "shm/", "nccl/", "comm/"],
+        [*BINDINGS, "interpreter.h", "c10d/", "shm/", "nccl/", "cuda/", "comm/"],
         [STANDARD, POSIX, TENSORS, PYTHON],
     ),
     "bind_buffer.h": (["comm/"], [STANDARD, TENSORS, PYTHON]),
@@ -79,7 +82,11 @@ IMPORTS = {
         "*fastvideo_dist.replace",
         "*fastvideo_dist.utils",
     },
-    "fastvideo_dist._compat": {"*fastvideo_dist._C", "*fastvideo_dist._build_info"},
+    "fastvideo_dist._compat": {
+        "*fastvideo_dist._C",
+        "*fastvideo_dist._C_cuda",
+        "*fastvideo_dist._build_info",
+    },
     "fastvideo_dist._register": {
         "fastvideo_dist._compat",
         "fastvideo_dist.ops",

@@ -116,7 +116,7 @@ std::string Site::prefix() const {
 void refuse_cuda(const Site& site, const at::Tensor& tensor, const char* what, int index) {
   TORCH_CHECK_NOT_IMPLEMENTED(
       false, site.prefix(), argument(what, index), " is on ", tensor.device(),
-      "; the ops have no CUDA side yet, torch.distributed's own calls have");
+      "; this call is for tensors on the CPU");
 }
 
 TensorView view(const Site& site, const at::Tensor& tensor, Access access, const char* what,

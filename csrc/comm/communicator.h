@@ -140,6 +140,14 @@ class Communicator {
 
   /// Number of collectives begun.
   virtual std::uint64_t sequence_number() const noexcept = 0;
+
+  /// all_to_all of lists that match block by block: for each pair of ranks both sides have the same
+  /// number of blocks, in the same order of as many runs of as many bytes, and differ only in where
+  /// they lie. A transport whose messages must lie in one piece may make one of each run.
+  virtual void all_to_all_runs(std::span<const ConstBlocks> in, std::span<const Blocks> out,
+                               DataType type, const Call& call) {
+    all_to_all(in, out, type, false, call);
+  }
 };
 
 }  // namespace fvd

@@ -16,6 +16,14 @@ std::vector<std::span<const BasicBlock<Byte>>> one_each(std::span<const BasicBlo
   return lists;
 }
 
+/// `body(data, bytes)` for each run of each block; runs that lie end to end stay runs.
+template <typename Byte, typename Body>
+void for_runs(std::span<const BasicBlock<Byte>> blocks, Body&& body) {
+  for (const auto& block : blocks)
+    for (std::size_t run = 0; run < block.runs; ++run)
+      body(block.data + run * block.run_stride, block.run_bytes);
+}
+
 class NcclCommunicator final : public Communicator {
  public:
   explicit NcclCommunicator(std::unique_ptr<Core> core)
@@ -150,22 +158,11 @@ class NcclCommunicator final : public Communicator {
   void all_to_all(std::span<const ConstBlocks> in, std::span<const Blocks> out, DataType type,
                   bool even, const Call& call) override {
     const auto ranks = static_cast<std::size_t>(size());
-    FVD_CHECK(in.size() == ranks && out.size() == ranks, kInvalidArgument, "all_to_all on ",
-              context_.where(), ": ", in.size(), " input and ", out.size(), " output blocks, ",
-              ranks, " of each are needed");
-    Core::Lengths lengths;
-    for (std::size_t peer = 0; peer < ranks; ++peer) {
-      lengths.sent.push_back(bytes_of(in[peer]));
-      lengths.expected.push_back(bytes_of(out[peer]));
-    }
+    const Core::Lengths lengths = lengths_of(in, out);
     if (even) {
       check_blocks(in, lengths.sent[0], "all_to_all's input");
       check_blocks(out, lengths.sent[0], "all_to_all's output");
     }
-    const auto me = static_cast<std::size_t>(rank());
-    FVD_CHECK(lengths.sent[me] == lengths.expected[me], kInvalidArgument, "all_to_all on ",
-              context_.where(), ": it sends itself ", lengths.sent[me], " bytes but expects ",
-              lengths.expected[me]);
     Staging staging(context_, "all_to_all");
     std::vector<Staging::Place> from, to;
     for (std::size_t peer = 0; peer < ranks; ++peer) {
@@ -184,6 +181,29 @@ class NcclCommunicator final : public Communicator {
           }
         },
         even ? nullptr : &lengths);
+  }
+
+  // Nothing is staged: who sees to it that the runs match sees to it that they are few.
+  void all_to_all_runs(std::span<const ConstBlocks> in, std::span<const Blocks> out, DataType type,
+                       const Call& call) override {
+    const Core::Lengths lengths = lengths_of(in, out);
+    Staging staging(context_, "all_to_all");
+    Record record = moved(Op::kAllToAll, 0, type, -1, call);
+    record.even = 0;
+    core_->run(
+        record, call, staging, false,
+        [&](Comm comm, CudaStream stream) {
+          for (int peer = 0; peer < size(); ++peer) {
+            const auto p = static_cast<std::size_t>(peer);
+            for_runs(in[p], [&](const std::byte* data, std::size_t bytes) {
+              send_to(data, bytes, peer, comm, stream);
+            });
+            for_runs(out[p], [&](std::byte* data, std::size_t bytes) {
+              receive(data, bytes, peer, comm, stream);
+            });
+          }
+        },
+        &lengths);
   }
 
   std::unique_ptr<Transfer> send(ConstBlock data, DataType type, int destination, int tag,
@@ -300,6 +320,23 @@ class NcclCommunicator final : public Communicator {
   void check_root(int root) const {
     FVD_CHECK(root >= 0 && root < size(), kInvalidArgument, "root ", root, " on ", context_.where(),
               "; it must be a rank from 0 to ", size() - 1);
+  }
+
+  Core::Lengths lengths_of(std::span<const ConstBlocks> in, std::span<const Blocks> out) const {
+    const auto ranks = static_cast<std::size_t>(size());
+    FVD_CHECK(in.size() == ranks && out.size() == ranks, kInvalidArgument, "all_to_all on ",
+              context_.where(), ": ", in.size(), " input and ", out.size(), " output blocks, ",
+              ranks, " of each are needed");
+    Core::Lengths lengths;
+    for (std::size_t peer = 0; peer < ranks; ++peer) {
+      lengths.sent.push_back(bytes_of(in[peer]));
+      lengths.expected.push_back(bytes_of(out[peer]));
+    }
+    const auto me = static_cast<std::size_t>(rank());
+    FVD_CHECK(lengths.sent[me] == lengths.expected[me], kInvalidArgument, "all_to_all on ",
+              context_.where(), ": it sends itself ", lengths.sent[me], " bytes but expects ",
+              lengths.expected[me]);
+    return lengths;
   }
 
   template <typename Blocks>

@@ -16,7 +16,7 @@ at::Tensor all_to_all_4d(const at::Tensor& x, std::int64_t scatter_dim, std::int
   TORCH_CHECK_VALUE(x.size(scatter_dim) % group_size == 0, call.site().prefix(), "dimension ",
                     scatter_dim, " of x has size ", x.size(scatter_dim), ", no multiple of the ",
                     group_size, " ranks; give sizes or pad it");
-  if (x.is_contiguous()) return exchange_evenly(call, x, scatter_dim, gather_dim);
+  if (x.is_cpu() && x.is_contiguous()) return exchange_evenly(call, x, scatter_dim, gather_dim);
   const Splits splits{std::vector(call.ranks(), x.size(scatter_dim) / group_size),
                       std::vector(call.ranks(), x.size(gather_dim))};
   return exchange(call, x, static_cast<std::size_t>(scatter_dim),
@@ -58,6 +58,7 @@ at::Tensor all_to_all_4d_autograd(const at::Tensor& x, std::int64_t scatter_dim,
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fastvideo_dist, CPU, library) { library.impl("all_to_all_4d", all_to_all_4d); }
+TORCH_LIBRARY_IMPL(fastvideo_dist, CUDA, library) { library.impl("all_to_all_4d", all_to_all_4d); }
 
 TORCH_LIBRARY_IMPL(fastvideo_dist, Autograd, library) {
   library.impl("all_to_all_4d", all_to_all_4d_autograd);

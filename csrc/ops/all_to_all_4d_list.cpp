@@ -154,6 +154,9 @@ Tensors all_to_all_4d_list_autograd(at::TensorList xs, std::int64_t scatter_dim,
 TORCH_LIBRARY_IMPL(fastvideo_dist, CPU, library) {
   library.impl("all_to_all_4d_list", all_to_all_4d_list);
 }
+TORCH_LIBRARY_IMPL(fastvideo_dist, CUDA, library) {
+  library.impl("all_to_all_4d_list", all_to_all_4d_list);
+}
 
 TORCH_LIBRARY_IMPL(fastvideo_dist, Autograd, library) {
   library.impl("all_to_all_4d_list", all_to_all_4d_list_autograd);

@@ -3,29 +3,25 @@
 #include <c10/util/SmallVector.h>
 #include <c10/util/irange.h>
 
+#include <algorithm>
 #include <numeric>
 
+#include "ops/exchange_gpu.h"
 #include "ops/parts.h"
 
 namespace fvd::ops {
 namespace {
 
-struct Item {
-  c10d_::TensorView in;
-  c10d_::TensorView out;
-  Splits splits;
-};
-
 /// Whether every rank sends as many bytes to every other: then no lengths need comparing. All
 /// ranks come to the same answer, since all have the same splits.
-bool is_even(const std::vector<Item>& items) {
+bool is_even(const std::vector<ExchangeItem>& items) {
   for (const auto& item : items) {
     if (!all_equal(item.splits.scatter) || !all_equal(item.splits.gather)) return false;
   }
   return true;
 }
 
-void move(Communicator& communicator, const Call& settings, const std::vector<Item>& items,
+void move(Communicator& communicator, const Call& settings, const std::vector<ExchangeItem>& items,
           std::size_t scatter_dim, std::size_t gather_dim) {
   BlockLists<ConstBlock> sent;
   BlockLists<Block> received;
@@ -60,29 +56,44 @@ void check_dims(const c10d_::Site& site, const at::Tensor& x, std::int64_t scatt
                     "scatter_dim and gather_dim must differ, both are ", gather_dim);
 }
 
-std::vector<at::Tensor> exchange(const OpCall& call, at::TensorList xs, std::size_t scatter_dim,
-                                 std::size_t gather_dim, const std::vector<Splits>& splits) {
-  std::vector<at::Tensor> ys;
-  std::vector<Item> items;
-  for (const auto i : c10::irange(xs.size())) {
-    auto sizes = xs[i].sizes().vec();
-    sizes[scatter_dim] = splits[i].scatter[call.rank()];
-    sizes[gather_dim] = std::reduce(splits[i].gather.begin(), splits[i].gather.end());
-    ys.push_back(empty_as(xs[i], sizes));
-    const int index = xs.size() == 1 ? -1 : static_cast<int>(i);
-    items.push_back({view_of_parts(call, xs[i], scatter_dim, splits[i].scatter, "x", index),
-                     call.write(ys.back()), splits[i]});
-    c10d_::check_same_type(call.site(), items.back().in, "a tensor of the list", items.front().in,
-                           "the first one");
-  }
+std::vector<std::int64_t> result_sizes(const OpCall& call, const at::Tensor& x,
+                                       std::size_t scatter_dim, std::size_t gather_dim,
+                                       const Splits& splits) {
+  auto sizes = x.sizes().vec();
+  sizes[scatter_dim] = splits.scatter[call.rank()];
+  sizes[gather_dim] = std::reduce(splits.gather.begin(), splits.gather.end());
+  return sizes;
+}
+
+std::size_t layout_of(at::TensorList xs, std::size_t scatter_dim, std::size_t gather_dim,
+                      const std::vector<Splits>& splits) {
   Layout layout;
   layout.add(static_cast<std::int64_t>(scatter_dim)).add(static_cast<std::int64_t>(gather_dim));
   for (const auto i : c10::irange(xs.size())) {
     layout.add(splits[i].scatter).add(splits[i].gather);
     layout.add_others(xs[i].sizes(), {scatter_dim, gather_dim});
   }
-  call.run(layout.hash(), [items = std::move(items), scatter_dim, gather_dim](
-                              Communicator& communicator, const Call& settings) {
+  return layout.hash();
+}
+
+std::vector<at::Tensor> exchange(const OpCall& call, at::TensorList xs, std::size_t scatter_dim,
+                                 std::size_t gather_dim, const std::vector<Splits>& splits) {
+  const auto on_gpu = [](const at::Tensor& x) { return x.is_cuda(); };
+  if (std::any_of(xs.begin(), xs.end(), on_gpu))
+    return exchange_on_gpu(call, xs, scatter_dim, gather_dim, splits);
+  std::vector<at::Tensor> ys;
+  std::vector<ExchangeItem> items;
+  for (const auto i : c10::irange(xs.size())) {
+    ys.push_back(empty_as(xs[i], result_sizes(call, xs[i], scatter_dim, gather_dim, splits[i])));
+    const int index = xs.size() == 1 ? -1 : static_cast<int>(i);
+    items.push_back({view_of_parts(call, xs[i], scatter_dim, splits[i].scatter, "x", index),
+                     call.write(ys.back()), splits[i]});
+    c10d_::check_same_type(call.site(), items.back().in, "a tensor of the list", items.front().in,
+                           "the first one");
+  }
+  const auto layout = layout_of(xs, scatter_dim, gather_dim, splits);
+  call.run(layout, [items = std::move(items), scatter_dim, gather_dim](Communicator& communicator,
+                                                                       const Call& settings) {
     move(communicator, settings, items, scatter_dim, gather_dim);
   });
   return ys;

@@ -14,6 +14,22 @@ struct Splits {
   std::vector<std::int64_t> gather;
 };
 
+/// One tensor on its way.
+struct ExchangeItem {
+  c10d_::TensorView in;
+  c10d_::TensorView out;
+  Splits splits;
+};
+
+/// Of what `x` becomes on this rank.
+std::vector<std::int64_t> result_sizes(const OpCall& call, const at::Tensor& x,
+                                       std::size_t scatter_dim, std::size_t gather_dim,
+                                       const Splits& splits);
+
+/// For OpCall::run: what all ranks must mean alike.
+std::size_t layout_of(at::TensorList xs, std::size_t scatter_dim, std::size_t gather_dim,
+                      const std::vector<Splits>& splits);
+
 /// Rank r gets  y[.., i, ..] = x_j[.., i - (where j's part begins), ..]  along `gather_dim`, for i
 /// in j's part, of that r-th part of each x_j along `scatter_dim`. Both layouts are read and
 /// written where they lie: no transpose before or after.

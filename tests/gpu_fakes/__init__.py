@@ -7,8 +7,8 @@ process, before its first group.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
-import itertools
 import os
 import subprocess
 import sysconfig
@@ -17,12 +17,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastvideo_dist._compat import extension
+
+KERNELS = b"fastvideo_dist._C_cuda.kernels"  # the name of the capsule
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 TABLES = ROOT / "tests/cpp/nccl"
 SOURCES = [
     HERE / "library.cpp",
     *(TABLES / f"fake_{name}.cpp" for name in ["cuda", "nccl", "reduce"]),
+    ROOT / "tests/cpp/cuda/fake_kernels.cpp",
+]
+HEADERS = [
+    path
+    for folder in [
+        "tests/gpu_fakes",
+        "tests/cpp/nccl",
+        "tests/cpp/cuda",
+        "csrc/nccl",
+        "csrc/cuda",
+    ]
+    for path in (ROOT / folder).glob("*.h")
 ]
 
 
@@ -35,8 +51,7 @@ class Fakes:
 def compile_library(
     target: Path, sources: list[Path], options: list[str], libraries: list[str] | None = None
 ) -> Path:
-    headers = [folder.glob("*.h") for folder in (HERE, TABLES, ROOT / "csrc/nccl")]
-    inputs = [Path(__file__), *sources, *itertools.chain(*headers)]
+    inputs = [Path(__file__), *sources, *HEADERS]
     if target.exists() and target.stat().st_mtime > max(p.stat().st_mtime for p in inputs):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +93,7 @@ def become_gpu_rank(fakes: Fakes, folder: str, check: str = "beside") -> None:
         FAKE_NCCL_FOLDER=folder,
     )
     torch.ops.load_library(str(fakes.device))
+    use_kernels(fakes)
     # torch.distributed asks for it to tell which float8 NCCL can reduce.
     torch.cuda.get_device_capability = lambda device=None: (8, 0)  # type: ignore[assignment]
 
@@ -87,6 +103,29 @@ def pretend_cuda() -> None:
     torch.cuda.is_available = lambda: True
     torch.cuda.current_device = lambda: 0
     torch.cuda._lazy_init = lambda: None
+
+
+def use_kernels(fakes: Fakes) -> None:
+    """Has the extension use kernels that the host does."""
+    library = ctypes.CDLL(str(fakes.library))
+    library.fake_kernels.restype = ctypes.c_void_p
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype = ctypes.py_object
+    capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    # The capsule keeps the name, the module what it names.
+    extension().use_kernels(capsule(library.fake_kernels(), KERNELS, None))
+
+
+def moved(fakes: Fakes) -> tuple[int, int]:
+    """Bytes of device memory read or written so far, and kernels launched, by this process."""
+    library = ctypes.CDLL(str(fakes.library))
+    library.fake_moved_bytes.restype = ctypes.c_long
+    library.fake_launches.restype = ctypes.c_long
+    return library.fake_moved_bytes(), library.fake_launches()
+
+
+def fail_next_launch(fakes: Fakes) -> None:
+    ctypes.CDLL(str(fakes.library)).fake_fail_next_launch()
 
 
 def on_gpu(memory: Tensor, index: int = 0) -> Tensor:

@@ -2,8 +2,12 @@
 // for whoever loads libraries by path. Of the environment it reads
 //   FAKE_NCCL_VERSION  what ncclGetVersion says, 22907 if unset
 //   FAKE_NCCL_FOLDER   where data changes hands, the same empty folder for all ranks
+// Beside it has the table of kernels, and counts the bytes of device memory that are read or
+// written by kernels, copies, and both ends of sends and receives.
+#include <atomic>
 #include <cstdlib>
 
+#include "cuda/fake_kernels.h"
 #include "nccl/fake_cuda.h"
 #include "nccl/fake_nccl.h"
 
@@ -26,9 +30,16 @@ const CudaApi& cuda() {
   return api;
 }
 
+std::atomic<long> moved{0};
+
 }  // namespace
 
 extern "C" {
+const void* fake_kernels() { return &fvd::test::fake_kernel_table(); }
+long fake_launches() { return fvd::test::launches().count; }
+long fake_moved_bytes() { return moved + fvd::test::launches().bytes; }
+void fake_fail_next_launch() { fvd::test::fail_next_launch(); }
+
 // clang-format off
 Result ncclGetVersion(int* v) { return nccl().get_version(v); }
 Result ncclGetUniqueId(UniqueId* i) { return nccl().get_unique_id(i); }
@@ -46,8 +57,8 @@ Result ncclReduce(const void* i, void* o, std::size_t n, WireType t, WireOp p, i
 Result ncclBroadcast(const void* i, void* o, std::size_t n, WireType t, int r, Comm c, CudaStream s) { return nccl().broadcast(i, o, n, t, r, c, s); }
 Result ncclAllGather(const void* i, void* o, std::size_t n, WireType t, Comm c, CudaStream s) { return nccl().all_gather(i, o, n, t, c, s); }
 Result ncclReduceScatter(const void* i, void* o, std::size_t n, WireType t, WireOp p, Comm c, CudaStream s) { return nccl().reduce_scatter(i, o, n, t, p, c, s); }
-Result ncclSend(const void* d, std::size_t n, WireType t, int p, Comm c, CudaStream s) { return nccl().send(d, n, t, p, c, s); }
-Result ncclRecv(void* d, std::size_t n, WireType t, int p, Comm c, CudaStream s) { return nccl().recv(d, n, t, p, c, s); }
+Result ncclSend(const void* d, std::size_t n, WireType t, int p, Comm c, CudaStream s) { moved += static_cast<long>(n); return nccl().send(d, n, t, p, c, s); }
+Result ncclRecv(void* d, std::size_t n, WireType t, int p, Comm c, CudaStream s) { moved += static_cast<long>(n); return nccl().recv(d, n, t, p, c, s); }
 Result ncclRedOpCreatePreMulSum(WireOp* o, void* f, WireType t, ScalarResidence r, Comm c) { return nccl().create_premul_sum(o, f, t, r, c); }
 Result ncclRedOpDestroy(WireOp o, Comm c) { return nccl().destroy_op(o, c); }
 
@@ -64,7 +75,7 @@ CudaResult cudaEventCreateWithFlags(CudaEvent* e, unsigned f) { return cuda().ev
 CudaResult cudaEventDestroy(CudaEvent e) { return cuda().event_destroy(e); }
 CudaResult cudaEventRecord(CudaEvent e, CudaStream s) { return cuda().event_record(e, s); }
 CudaResult cudaEventQuery(CudaEvent e) { return cuda().event_query(e); }
-CudaResult cudaMemcpyAsync(void* t, const void* f, std::size_t n, CopyKind k, CudaStream s) { return cuda().memcpy_async(t, f, n, k, s); }
+CudaResult cudaMemcpyAsync(void* t, const void* f, std::size_t n, CopyKind k, CudaStream s) { moved += static_cast<long>(2 * n); return cuda().memcpy_async(t, f, n, k, s); }
 CudaResult cudaMallocAsync(void** d, std::size_t n, CudaStream s) { return cuda().malloc_async(d, n, s); }
 CudaResult cudaFreeAsync(void* d, CudaStream s) { return cuda().free_async(d, s); }
 CudaResult cudaStreamGetCaptureInfo(CudaStream s, CaptureStatus* c, unsigned long long* i, CudaGraph* g, const void* n, const void* e, std::size_t* k) { return cuda().capture_info(s, c, i, g, n, e, k); }

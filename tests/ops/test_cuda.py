@@ -21,8 +21,6 @@ from harness import run_ranks
 from rank_process import Control
 
 WORLD = 2
-EXCHANGES = ("all_to_all_4d", "all_to_all_4d_list")
-NOT_YET = r'fastvideo: all_to_all_4d on group ".*", rank {}: {} is on cuda:0; the ops have no CUDA'
 
 
 @pytest.fixture(scope="module")
@@ -207,25 +205,6 @@ def test_the_first_call_is_not_made_in_a_capture(fakes: Fakes, folder: str) -> N
         assert "no call on cuda:0 yet" in words
         assert "before the capture" in words
         assert values == str([[2.0] * 4] * 2)
-
-
-def check_refused(rank: int, world_size: int) -> list[str]:
-    messages = []
-    x = on_cuda(2, 2, 2, 2)
-    for op in EXCHANGES:
-        overload = getattr(torch.ops.fastvideo_dist, op).default
-        try:
-            overload._op_dk(torch._C.DispatchKey.CUDA, *arguments(op, x, rank))
-            messages.append(f"{op}: no exception")
-        except NotImplementedError as error:
-            messages.append(str(error))
-    return messages
-
-
-def test_the_exchange_refuses_cuda_tensors() -> None:
-    for rank, messages in enumerate(run_ranks(check_refused, WORLD)):
-        for what, message in zip(["x", r"x\[1\]"], messages, strict=True):
-            assert re.match(NOT_YET.format(rank, what), message), message
 
 
 def check_shapes(rank: int, world_size: int) -> None:

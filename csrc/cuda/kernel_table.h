@@ -1,0 +1,34 @@
+// What this package's extension of kernels, `_C_cuda`, offers: a table of plain functions, so that
+// neither side needs the other to be linked, and a build without nvcc has everything else.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/copy_part.h"
+
+namespace fvd::cuda {
+
+/// Changes with anything in this file or in copy_part.h that both sides have to mean alike.
+constexpr std::uint32_t kKernelTableVersion = 1;
+
+/// Under this name the table comes in a Python capsule.
+constexpr const char* kKernelTableName = "fastvideo_dist._C_cuda.kernels";
+
+/// Of one launch: what fits into the arguments of a kernel.
+constexpr std::uint32_t kMostParts = 256;
+constexpr std::uint32_t kMostTiles = 0x7fffffff;
+
+struct KernelTable {
+  std::uint32_t version;
+
+  /// Enqueues on `stream` (a cudaStream_t of the current device) the copies of 1 to kMostParts
+  /// parts, whose tiles are numbered through from 0 to `tiles` - 1. The list is only read during
+  /// the call. Returns 0, or the number of a CUDA error.
+  int (*copy_parts)(const CopyPart* parts, std::uint32_t count, std::uint32_t tiles, void* stream);
+
+  /// In CUDA's words.
+  const char* (*error_text)(int error);
+};
+
+}  // namespace fvd::cuda

@@ -1,0 +1,26 @@
+// The kernels of csrc/cuda_kernels, done by the host: the same tiles, threads and index arithmetic.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/kernel_table.h"
+
+namespace fvd::test {
+
+/// What a launch does, now.
+void copy_parts_on_host(const cuda::CopyPart* parts, std::uint32_t count, std::uint32_t tiles);
+
+/// A table whose launches are done in the order of a stream of fake_cuda.h.
+const cuda::KernelTable& fake_kernel_table();
+
+/// Of that table, since the process began.
+struct Launches {
+  long count = 0;
+  long bytes = 0;  // read or written
+};
+Launches launches();
+
+/// Has the next launch of that table fail.
+void fail_next_launch();
+
+}  // namespace fvd::test
