@@ -12,6 +12,7 @@
 
 #include "bind_buffer.h"
 #include "bind_communicator.h"
+#include "bind_copy.h"
 #include "bind_message_queue.h"
 #include "c10d/backend.h"
 #include "c10d/translate_errors.h"
@@ -217,6 +218,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   fvd::bind_backend(module);
   fvd::bind_message_queue(module);
   fvd::bind_buffer(module);
+  fvd::bind_copy(module);
   fvd::bind_communicator(module, fvd::make_communicator, fvd::interpreter);
   module.def("load_nccl", &fvd::load_nccl, py::arg("path") = std::nullopt);
   module.def("current_stream", &fvd::current_stream, py::arg("device"));

@@ -244,6 +244,15 @@ def load_nccl(path: str | None = None) -> tuple[str, str]:
 def current_stream(device: torch.device) -> int:
     """The handle of this thread's current stream of a GPU, as torch's C++ knows it."""
 
+def copy_on_gpu(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
+    """Copies each source to its target, all in one kernel on the current stream: what the exchange
+    packs and unpacks with. Any strides; targets may not overlap. Autograd does not see it.
+
+    Raises:
+        ValueError: not all are on one GPU, or a pair differs in shape or dtype.
+        NotImplementedError: the package has no kernels.
+    """
+
 def use_kernels(kernels: object | None, reason: str = "") -> None:
     """Has this process use the kernels of `_C_cuda.KERNELS`, a capsule, for tensors on GPUs.
 

@@ -28,7 +28,7 @@ CUDA = r"<cuda_runtime\.h>|<Python\.h>"
 THREAD_NAMES = r"<pthread\.h>"
 HUGE_PAGES = r"<sys/mman\.h>"
 DOORS = ["c10d/backend.h", "c10d/lookup.h", "c10d/tensor_view.h"]  # of c10d, for ops
-BINDINGS = ["bind_buffer.h", "bind_communicator.h", "bind_message_queue.h"]
+BINDINGS = ["bind_buffer.h", "bind_communicator.h", "bind_copy.h", "bind_message_queue.h"]
 ARROWS = {
     "comm": (["comm/"], [STANDARD]),
     "shm": (["shm/", "comm/"], [STANDARD, POSIX]),
@@ -45,6 +45,11 @@ ARROWS = {
     "bind_buffer.cpp": (
         ["bind_buffer.h", "c10d/tensor_view.h", "comm/"],
         [STANDARD, TENSORS, PYTHON, PYTHON_TENSORS],
+    ),
+    "bind_copy.h": ([], [PYTHON]),
+    "bind_copy.cpp": (
+        ["bind_copy.h", "c10d/translate_errors.h", "cuda/kernels.h"],
+        [STANDARD, TENSORS, PYTHON],
     ),
     "bind_communicator.h": (["c10d/backend.h", "c10d/host.h"], [PYTHON]),
     "bind_communicator.cpp": (

@@ -124,6 +124,18 @@ def moved(fakes: Fakes) -> tuple[int, int]:
     return library.fake_moved_bytes(), library.fake_launches()
 
 
+def set_capturing(fakes: Fakes, capturing: bool) -> None:
+    """What the null stream does counts as captured in a graph; it still runs."""
+    ctypes.CDLL(str(fakes.library)).fake_set_capturing(int(capturing))
+
+
+def event_queries(fakes: Fakes) -> int:
+    """How often this process has asked an event of a fake GPU."""
+    queries = ctypes.CDLL(str(fakes.library)).fake_event_queries
+    queries.restype = ctypes.c_long
+    return int(queries())
+
+
 def fail_next_launch(fakes: Fakes) -> None:
     ctypes.CDLL(str(fakes.library)).fake_fail_next_launch()
 

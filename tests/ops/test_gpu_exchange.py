@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 import gpu_fakes
 from c10d import cases
 from fastvideo_dist import ops
+from fastvideo_dist._compat import extension
 from fresh import fresh_ranks
 from gpu_fakes import Fakes, moved, on_gpu, to_cpu
 from rank_process import Control
@@ -200,10 +202,77 @@ def test_memory_is_touched_four_times_at_most(fakes: Fakes, folder: str, world_s
             assert launches == 1, name
 
 
+def captured(control: Control, fakes: Fakes, folder: str) -> int:
+    """Events asked while the exchange is captured, there and back."""
+    join(control, fakes, folder)
+    x = cases.make(control.rank, (1, 4, 2 * control.world_size, 8), torch.float32)
+    wanted = ops.all_to_all_4d(x)
+    there = on_gpu(x)
+    to_cpu(ops.all_to_all_4d(there))  # the ranks have met
+    time.sleep(0.1)  # nothing is left for the watchdog to look at
+    before = gpu_fakes.event_queries(fakes)
+    gpu_fakes.set_capturing(fakes, True)
+    y = ops.all_to_all_4d(there)
+    back = ops.all_to_all_4d([y, y], 1, 2)
+    gpu_fakes.set_capturing(fakes, False)
+    queries = gpu_fakes.event_queries(fakes) - before
+    cases.same_bits(to_cpu(y), wanted, "there")
+    for one in back:
+        cases.same_bits(to_cpu(one), x, "back")
+    return queries
+
+
+def test_a_capture_asks_no_event(fakes: Fakes, folder: str) -> None:
+    assert run(captured, fakes, folder, 2) == [0, 0]
+
+
+def first_call_in_a_capture(control: Control, fakes: Fakes, folder: str) -> None:
+    """One communicator for each size of batch would connect lazily; here nothing does."""
+    join(control, fakes, folder)
+    x, y = on_gpu(torch.zeros(1, 2, control.world_size, 4)), on_gpu(torch.zeros(3))
+    torch.distributed.all_reduce(y)
+    gpu_fakes.set_capturing(fakes, True)
+    ops.all_to_all_4d(x)
+    gpu_fakes.set_capturing(fakes, False)
+    to_cpu(x)
+
+
+def test_the_first_exchange_may_be_captured_once_the_ranks_have_met(
+    fakes: Fakes, folder: str
+) -> None:
+    run(first_call_in_a_capture, fakes, folder, 2)
+
+
+def the_kernel_alone(control: Control, fakes: Fakes, folder: str) -> None:
+    gpu_fakes.become_gpu_rank(fakes, folder)
+    copy_on_gpu = extension().copy_on_gpu
+    x = cases.make(0, (3, 5, 7, 8), torch.bfloat16)
+    sources = [*layouts(x).values()]
+    targets = [torch.zeros_like(source).contiguous() for source in sources]
+    launches = moved(fakes)[1]
+    copy_on_gpu([on_gpu(t) for t in sources], [on_gpu(t) for t in targets])
+    gpu_fakes.synchronize()
+    assert moved(fakes)[1] == launches + 1
+    for source, target in zip(sources, targets, strict=True):
+        cases.same_bits(target, source, "copied")
+    copy_on_gpu([], [])
+    for wrong, words in [
+        (([on_gpu(x)], []), "1 sources but 0 targets"),
+        (([on_gpu(x)], [x]), "is on cuda:0 or cpu; all must be on one GPU"),
+        (([on_gpu(x)], [on_gpu(x, 1)]), "is on cuda:0 or cuda:1"),
+        (([on_gpu(x)], [on_gpu(x[1:])]), "they must be equal"),
+        (([on_gpu(x)], [on_gpu(x.half())]), "they must be equal"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            copy_on_gpu(*wrong)
+
+
+def test_the_kernel_alone(fakes: Fakes, folder: str) -> None:
+    run(the_kernel_alone, fakes, folder, 1)
+
+
 def without_kernels(control: Control, fakes: Fakes, folder: str) -> list[str]:
     join(control, fakes, folder)
-    from fastvideo_dist._compat import extension  # noqa: PLC0415 - after the process became a rank
-
     extension().use_kernels(None, "nobody compiled them")
     x = on_gpu(torch.zeros(1, 2, control.world_size, 4))
     said = []

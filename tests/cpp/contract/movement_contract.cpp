@@ -279,6 +279,41 @@ TEST_P(CommunicatorContract, AllToAllExchangesUnequalBlocks) {
   });
 }
 
+TEST_P(CommunicatorContract, AllToAllOfRunsThatMatch) {
+  run([this](Communicator& group) {
+    // Of each pair two blocks, one of three runs; of one rank nothing is sent to one other.
+    for (const std::size_t scale : {std::size_t{1}, std::size_t{997}, std::size_t{20000}}) {
+      const auto bytes = [&](int from, int to) {
+        return static_cast<std::size_t>((from * 3 + to * 5) % 7) * scale;
+      };
+      std::vector<StridedMemory> in, out;
+      std::vector<ConstBlock> sent;
+      std::vector<Block> received;
+      for (int peer = 0; peer < size(); ++peer) {
+        in.emplace_back(3, bytes(group.rank(), peer), 5);
+        in.emplace_back(1, scale, 0);
+        out.emplace_back(3, bytes(peer, group.rank()), 2);
+        out.emplace_back(1, scale, 0);
+        for (std::size_t i = in.size() - 2; i < in.size(); ++i)
+          in[i].fill(seed_of(group.rank(), peer) + i % 2);
+      }
+      std::vector<ConstBlocks> from_lists;
+      std::vector<Blocks> to_lists;
+      for (const auto& memory : in) sent.push_back(memory.const_block());
+      for (auto& memory : out) received.push_back(memory.block());
+      for (std::size_t peer = 0; peer < static_cast<std::size_t>(size()); ++peer) {
+        from_lists.push_back(ConstBlocks(sent).subspan(2 * peer, 2));
+        to_lists.push_back(Blocks(received).subspan(2 * peer, 2));
+      }
+      group.all_to_all_runs(from_lists, to_lists, kBytes, {});
+      for (std::size_t i = 0; i < out.size(); ++i) {
+        const int from = static_cast<int>(i / 2);
+        out[i].check(seed_of(from, group.rank()) + i % 2, text("block ", i % 2, " from ", from));
+      }
+    }
+  });
+}
+
 TEST_P(CommunicatorContract, SequenceNumberCountsCollectives) {
   run([](Communicator& group) {
     const std::uint64_t before = group.sequence_number();

@@ -30,6 +30,22 @@ TEST_F(NcclCommunicatorTest, ACollectiveIsOneGroupOfCalls) {
             (Strings{"ncclGroupStart", "ncclSend to 0", "ncclRecv from 0", "ncclGroupEnd"}));
 }
 
+TEST_F(NcclCommunicatorTest, RunsThatMatchAreMessagesAndNeedNoStaging) {
+  float in[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9}, out[6] = {};
+  const ConstBlock from{reinterpret_cast<const std::byte*>(in), 3, 8, 12};
+  const Block to{reinterpret_cast<std::byte*>(out), 3, 8, 8};
+  const ConstBlocks sent(&from, 1);
+  const Blocks received(&to, 1);
+  const long before = allocations();
+  EXPECT_EQ(calls_of([&](Communicator& g) {
+              g.all_to_all_runs(std::span(&sent, 1), std::span(&received, 1), kFloats, {});
+              EXPECT_EQ(allocations(), before);
+            }),
+            (Strings{"ncclGroupStart", "ncclSend to 0", "ncclSend to 0", "ncclSend to 0",
+                     "ncclRecv from 0", "ncclRecv from 0", "ncclRecv from 0", "ncclGroupEnd"}));
+  EXPECT_EQ(std::vector<float>(out, out + 6), (std::vector<float>{1, 2, 4, 5, 7, 8}));
+}
+
 TEST_F(NcclCommunicatorTest, APremultipliedSumIsMadeForItsCall) {
   float value = 3, out = 0;
   EXPECT_EQ(calls_of([&](Communicator& g) {

@@ -102,6 +102,10 @@ class Synchronous final : public Communicator {
                   bool even, const Call& call) override {
     run([&] { inner_.all_to_all(in, out, type, even, call); });
   }
+  void all_to_all_runs(std::span<const ConstBlocks> in, std::span<const Blocks> out, DataType type,
+                       const Call& call) override {
+    run([&] { inner_.all_to_all_runs(in, out, type, call); });
+  }
   std::unique_ptr<Transfer> send(ConstBlock data, DataType type, int destination, int tag,
                                  const Call& call) override {
     return std::make_unique<Waiting>(inner_.send(data, type, destination, tag, call));
