@@ -98,6 +98,7 @@ std::unique_ptr<Communicator> make_communicator(c10::Device device, std::shared_
   gpu.group = options;
   gpu.device = device.index();
   gpu.check = environment().nccl.check;
+  cuda::load_kernels();  // the device is the current one
   return nccl::make_communicator(nccl_libraries, std::move(store), std::move(cpu), gpu);
 }
 

@@ -114,9 +114,8 @@ std::string Site::prefix() const {
 }
 
 void refuse_cuda(const Site& site, const at::Tensor& tensor, const char* what, int index) {
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      false, site.prefix(), argument(what, index), " is on ", tensor.device(),
-      "; this call is for tensors on the CPU");
+  TORCH_CHECK_NOT_IMPLEMENTED(false, site.prefix(), argument(what, index), " is on ",
+                              tensor.device(), "; this call is for tensors on the CPU");
 }
 
 TensorView view(const Site& site, const at::Tensor& tensor, Access access, const char* what,

@@ -22,6 +22,10 @@ constexpr std::uint32_t kMostTiles = 0x7fffffff;
 struct KernelTable {
   std::uint32_t version;
 
+  /// Has the current device load all kernels, which CUDA else does with the first launch of each,
+  /// when it may have to wait for what runs there. Returns as copy_parts.
+  int (*load_kernels)();
+
   /// Enqueues on `stream` (a cudaStream_t of the current device) the copies of 1 to kMostParts
   /// parts, whose tiles are numbered through from 0 to `tiles` - 1. The list is only read during
   /// the call. Returns 0, or the number of a CUDA error.

@@ -68,6 +68,10 @@ std::optional<std::string> why_no_kernels() {
               "; build it with nvcc at hand and FASTVIDEO_DIST_CUDA=1");
 }
 
+void load_kernels() noexcept {
+  if (const KernelTable* table = current.load(std::memory_order_acquire)) table->load_kernels();
+}
+
 void enqueue(const CopyPlan& plan, Stream stream) {
   if (plan.empty()) return;
   const KernelTable* const table = current.load(std::memory_order_acquire);

@@ -21,6 +21,10 @@ void use_no_kernels(const std::string& reason);
 /// Why there are none and what to do; nothing if there are some.
 std::optional<std::string> why_no_kernels();
 
+/// Has the current device load them, if there are some: before calls of other ranks run on it that
+/// loading would wait for. What fails here fails again, and is told, where a kernel is needed.
+void load_kernels() noexcept;
+
 /// Enqueues all copies on `stream`, which is one of the current device.
 /// @throws Error(kUnsupported) without kernels, Error(kLibrary) if CUDA fails
 void enqueue(const CopyPlan& plan, Stream stream);

@@ -61,14 +61,26 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+/// The error goes to the caller, and not also to whoever next asks CUDA for the last one.
+int told(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
+}
+
+template <std::uint32_t kCount>
+int load() {
+  cudaFuncAttributes attributes;
+  return told(cudaFuncGetAttributes(&attributes, copy_kernel<kCount>));
+}
+
 template <std::uint32_t kCount>
 int launch(const CopyPart* list, std::uint32_t count, std::uint32_t tiles, void* stream) {
   Parts<kCount> parts;
   parts.count = count;
   std::copy_n(list, count, parts.list);
   void* arguments[] = {&parts};
-  return cudaLaunchKernel(copy_kernel<kCount>, dim3(tiles), dim3(kThreads), arguments, 0,
-                          static_cast<cudaStream_t>(stream));
+  return told(cudaLaunchKernel(copy_kernel<kCount>, dim3(tiles), dim3(kThreads), arguments, 0,
+                               static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace
@@ -76,6 +88,11 @@ int launch(const CopyPart* list, std::uint32_t count, std::uint32_t tiles, void*
 int copy_parts(const CopyPart* list, std::uint32_t count, std::uint32_t tiles, void* stream) {
   return count <= kFewParts ? launch<kFewParts>(list, count, tiles, stream)
                             : launch<kMostParts>(list, count, tiles, stream);
+}
+
+int load_kernels() {
+  const int error = load<kFewParts>();
+  return error != 0 ? error : load<kMostParts>();
 }
 
 const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }

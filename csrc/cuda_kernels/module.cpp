@@ -9,7 +9,8 @@ using fvd::cuda::KernelTable;
 using fvd::cuda::kKernelTableName;
 using fvd::cuda::kKernelTableVersion;
 
-KernelTable table{kKernelTableVersion, fvd::cuda::copy_parts, fvd::cuda::error_text};
+KernelTable table{kKernelTableVersion, fvd::cuda::load_kernels, fvd::cuda::copy_parts,
+                  fvd::cuda::error_text};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                           "_C_cuda",

@@ -124,11 +124,6 @@ def moved(fakes: Fakes) -> tuple[int, int]:
     return library.fake_moved_bytes(), library.fake_launches()
 
 
-def set_capturing(fakes: Fakes, capturing: bool) -> None:
-    """What the null stream does counts as captured in a graph; it still runs."""
-    ctypes.CDLL(str(fakes.library)).fake_set_capturing(int(capturing))
-
-
 def event_queries(fakes: Fakes) -> int:
     """How often this process has asked an event of a fake GPU."""
     queries = ctypes.CDLL(str(fakes.library)).fake_event_queries

@@ -71,7 +71,8 @@ void compute(const c10::OperatorHandle& op, Stack* stack) {
   const std::size_t first = stack->size() - schema.arguments().size();
   const auto device = device_of(*stack, first);
   TORCH_CHECK(device.has_value(), schema.name(), " has no argument on a GPU");
-  wait_for_stream(*device);
+  // To allocate waits for nobody; a capture may do it.
+  if (schema.name().rfind("aten::empty", 0) != 0) wait_for_stream(*device);
   const c10::IValue self = (*stack)[first];
   const bool in_place = !schema.returns().empty() && schema.returns()[0].alias_info() != nullptr;
   move_arguments_to_host(*stack, first);
@@ -85,7 +86,7 @@ void compute(const c10::OperatorHandle& op, Stack* stack) {
     if (!(*stack)[i].isTensor()) continue;
     const at::Tensor result = (*stack)[i].toTensor();
     at::Tensor there = tensor_as(result, *device);
-    on_host(there).copy_(result);
+    if (schema.name().rfind("aten::empty", 0) != 0) on_host(there).copy_(result);
     (*stack)[i] = std::move(there);
   }
 }

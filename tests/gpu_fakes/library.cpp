@@ -39,7 +39,6 @@ const void* fake_kernels() { return &fvd::test::fake_kernel_table(); }
 long fake_launches() { return fvd::test::launches().count; }
 long fake_moved_bytes() { return moved + fvd::test::launches().bytes; }
 void fake_fail_next_launch() { fvd::test::fail_next_launch(); }
-void fake_set_capturing(int on) { fvd::test::set_capturing(nullptr, on != 0); }
 long fake_event_queries() { return fvd::test::event_queries(); }
 
 // clang-format off

@@ -44,11 +44,6 @@ def run(fn: Callable[..., Any], fakes: Fakes, folder: str) -> list[Any]:
     return [outcome.report.value for outcome in outcomes if outcome.report]
 
 
-def on_cuda(*shape: int) -> Tensor:
-    with FakeTensorMode():
-        return torch.empty(shape, device="cuda:0")
-
-
 def arguments(op: str, x: Tensor, rank: int) -> tuple[object, ...]:
     group = ("0", WORLD)
     return {

@@ -18,7 +18,7 @@ from c10d import cases
 from fastvideo_dist import ops
 from fastvideo_dist._compat import extension
 from fresh import fresh_ranks
-from gpu_fakes import Fakes, moved, on_gpu, to_cpu
+from gpu_fakes import Fakes, moved, on_gpu
 from rank_process import Control
 
 WORLDS = pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -57,7 +57,7 @@ def same_as_on_cpu(xs: Sequence[Tensor], what: object, **settings: Any) -> None:
     for i, (there, here) in enumerate(zip(got, wanted, strict=True)):
         assert there.is_cuda
         assert there.is_contiguous()
-        cases.same_bits(to_cpu(there), here, (what, i))
+        cases.same_bits(there.cpu(), here, (what, i))
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
@@ -104,10 +104,10 @@ def qkv_and_gate(control: Control, fakes: Fakes, folder: str, check: str) -> Non
         mine = [x.split(lengths, dim=1)[rank] for x in whole]
         there = ops.all_to_all_4d([on_gpu(x) for x in mine], 2, 1, gather_sizes=lengths)
         for x, y in zip(whole, there, strict=True):
-            cases.same_bits(to_cpu(y), x.split(per_rank, dim=2)[rank], (length, heads, "there"))
+            cases.same_bits(y.cpu(), x.split(per_rank, dim=2)[rank], (length, heads, "there"))
         back = ops.all_to_all_4d(there, 1, 2, gather_sizes=per_rank)
         for x, y in zip(mine, back, strict=True):
-            cases.same_bits(to_cpu(y), x, (length, heads, "back"))
+            cases.same_bits(y.cpu(), x, (length, heads, "back"))
 
 
 @WORLDS
@@ -124,10 +124,10 @@ def one_tensor(control: Control, fakes: Fakes, folder: str) -> None:
     x = cases.make(control.rank, (1, 4, 2 * control.world_size, 8), torch.float32)
     wanted = ops.all_to_all_4d(x)
     there = ops.all_to_all_4d(on_gpu(x))
-    cases.same_bits(to_cpu(there), wanted, "there")
-    cases.same_bits(to_cpu(ops.all_to_all_4d(there, 1, 2)), x, "back")
+    cases.same_bits(there.cpu(), wanted, "there")
+    cases.same_bits(ops.all_to_all_4d(there, 1, 2).cpu(), x, "back")
     mixed = ops.all_to_all_4d([on_gpu(x)])[0] if control.rank == 0 else ops.all_to_all_4d(on_gpu(x))
-    cases.same_bits(to_cpu(mixed), wanted, "mixed")
+    cases.same_bits(mixed.cpu(), wanted, "mixed")
 
 
 @WORLDS
@@ -156,9 +156,9 @@ def gradients(control: Control, fakes: Fakes, folder: str) -> None:
     assert all(y.requires_grad for y in ys)
     got = backward(ys, dys)
     for a, b in zip(got[:2], wanted, strict=True):
-        cases.same_bits(to_cpu(a), b, "gradient")
+        cases.same_bits(a.cpu(), b, "gradient")
     y = ops.all_to_all_4d(on_gpu(xs[0]).requires_grad_())
-    cases.same_bits(to_cpu(backward([y], dys[:1])[0]), wanted[0], "gradient of one")
+    cases.same_bits(backward([y], dys[:1])[0].cpu(), wanted[0], "gradient of one")
 
 
 @WORLDS
@@ -184,10 +184,10 @@ def bytes_moved(control: Control, fakes: Fakes, folder: str) -> list[tuple[str, 
     }
     for name, (xs, scatter_dim, gather_dim) in inputs.items():
         there = [on_gpu(t) for t in xs]
-        to_cpu(ops.all_to_all_4d(there, scatter_dim, gather_dim)[0])
+        ops.all_to_all_4d(there, scatter_dim, gather_dim)[0].cpu()
         bytes_before, launches_before = moved(fakes)
         results = ops.all_to_all_4d(there, scatter_dim, gather_dim)
-        to_cpu(results[0])
+        results[0].cpu()
         bytes_after, launches_after = moved(fakes)
         size = sum(t.numel() * t.element_size() for t in xs)
         rows.append((name, (bytes_after - bytes_before) / size, launches_after - launches_before))
@@ -208,17 +208,17 @@ def captured(control: Control, fakes: Fakes, folder: str) -> int:
     x = cases.make(control.rank, (1, 4, 2 * control.world_size, 8), torch.float32)
     wanted = ops.all_to_all_4d(x)
     there = on_gpu(x)
-    to_cpu(ops.all_to_all_4d(there))  # the ranks have met
+    ops.all_to_all_4d(there).cpu()  # the ranks have met
     time.sleep(0.1)  # nothing is left for the watchdog to look at
     before = gpu_fakes.event_queries(fakes)
-    gpu_fakes.set_capturing(fakes, True)
+    torch.ops.fake_gpu.set_capturing(0, True)
     y = ops.all_to_all_4d(there)
     back = ops.all_to_all_4d([y, y], 1, 2)
-    gpu_fakes.set_capturing(fakes, False)
+    torch.ops.fake_gpu.set_capturing(0, False)
     queries = gpu_fakes.event_queries(fakes) - before
-    cases.same_bits(to_cpu(y), wanted, "there")
+    cases.same_bits(y.cpu(), wanted, "there")
     for one in back:
-        cases.same_bits(to_cpu(one), x, "back")
+        cases.same_bits(one.cpu(), x, "back")
     return queries
 
 
@@ -227,14 +227,14 @@ def test_a_capture_asks_no_event(fakes: Fakes, folder: str) -> None:
 
 
 def first_call_in_a_capture(control: Control, fakes: Fakes, folder: str) -> None:
-    """One communicator for each size of batch would connect lazily; here nothing does."""
+    """Nothing connects for the sake of an exchange alone."""
     join(control, fakes, folder)
     x, y = on_gpu(torch.zeros(1, 2, control.world_size, 4)), on_gpu(torch.zeros(3))
     torch.distributed.all_reduce(y)
-    gpu_fakes.set_capturing(fakes, True)
+    torch.ops.fake_gpu.set_capturing(0, True)
     ops.all_to_all_4d(x)
-    gpu_fakes.set_capturing(fakes, False)
-    to_cpu(x)
+    torch.ops.fake_gpu.set_capturing(0, False)
+    x.cpu()
 
 
 def test_the_first_exchange_may_be_captured_once_the_ranks_have_met(
@@ -285,7 +285,7 @@ def without_kernels(control: Control, fakes: Fakes, folder: str) -> list[str]:
         ops.all_to_all_4d([x, on_gpu(torch.zeros(1, 2, control.world_size, 4), 1)])
     with pytest.raises(ValueError, match=r"x\[1\] is on cuda:0 but another tensor .* on cpu"):
         ops.all_to_all_4d([torch.zeros(1, 2, control.world_size, 4), x])
-    to_cpu(ops.all_to_all_4d(x))  # all of this left the group usable
+    ops.all_to_all_4d(x).cpu()  # all of this left the group usable
     return said
 
 
@@ -300,13 +300,13 @@ def test_what_is_refused(fakes: Fakes, folder: str) -> None:
 def failing_launch(control: Control, fakes: Fakes, folder: str) -> str:
     join(control, fakes, folder)
     x = on_gpu(torch.zeros(1, 2, control.world_size, 4))
-    to_cpu(ops.all_to_all_4d(x))
+    ops.all_to_all_4d(x).cpu()
     if control.rank == 0:
         gpu_fakes.fail_next_launch(fakes)
 
     def until_it_is_heard_of() -> None:
         for _ in range(2000):
-            to_cpu(ops.all_to_all_4d(x))
+            ops.all_to_all_4d(x).cpu()
 
     with pytest.raises(torch.distributed.DistBackendError) as caught:
         until_it_is_heard_of()

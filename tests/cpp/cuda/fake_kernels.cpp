@@ -45,7 +45,7 @@ void copy_parts_on_host(const CopyPart* parts, std::uint32_t count, std::uint32_
 }
 
 const KernelTable& fake_kernel_table() {
-  static const KernelTable table{kKernelTableVersion, copy_parts, error_text};
+  static const KernelTable table{kKernelTableVersion, [] { return 0; }, copy_parts, error_text};
   return table;
 }
 
