@@ -108,13 +108,28 @@ void Control::note(const Record& record) {
 
 void Control::look() {
   if (context_.size == 1) return;
+  check_group();
+  for (int batch = 0; batch < kBatches && send_records(); ++batch) {
+  }
+  receive_records();
+}
+
+void Control::check_group() const {
   try {
     group_->check();
   } catch (const Error& error) {
     throw Error(relayed_kind(error), error.what());
   }
-  send_records();
-  receive_records();
+}
+
+void Control::check_everybody() {
+  check_group();
+  for (int member = 0; member < context_.size; ++member) {
+    const auto why = gone(member);
+    if (!why) continue;
+    if (!missed_) missed_ = Clock::now();
+    if (Clock::now() - *missed_ >= kGrace) throw *why;
+  }
 }
 
 std::optional<Error> Control::gone(int member) const {
@@ -130,9 +145,10 @@ void Control::abort(Kind kind, const std::string& reason) noexcept {
   group_->abort(text(kMark, name(kind), "): ", reason));
 }
 
-void Control::send_records() {
+/// False if there is nothing to send, or no room for it yet.
+bool Control::send_records() {
   if (sending_ != nullptr) {
-    if (!sending_->done()) return;
+    if (!sending_->done()) return false;
     sending_->wait({});
     sending_.reset();
   }
@@ -144,9 +160,10 @@ void Control::send_records() {
       to_send_.pop_front();
     }
   }
-  if (outgoing_.count == 0) return;
+  if (outgoing_.count == 0) return false;
   const auto block = contiguous_block(static_cast<const void*>(&outgoing_), sizeof(outgoing_));
   sending_ = group_->send(block, DataType::kUInt8, right(), kRecords, {});
+  return true;
 }
 
 void Control::leave() noexcept {
@@ -154,35 +171,44 @@ void Control::leave() noexcept {
   try {
     // A short message is on its way at once, and stays when its sender has gone.
     const auto end = Clock::now() + kLastWords;
-    for (;;) {
-      send_records();
-      if (sending_ == nullptr || Clock::now() >= end) break;
+    do {
+      while (send_records()) {
+      }
+      if (sending_ == nullptr) break;
       std::this_thread::yield();
-    }
+    } while (Clock::now() < end);
   } catch (const Error&) {  // nobody is there to compare
   }
 }
 
 // A receive is only posted for a call that the neighbour is bound to make too: a receive whose
 // sender has left is an error, and leaving after the last call is none.
-void Control::receive_records() {
-  while (ahead_.empty()) {
-    if (receiving_ == nullptr) {
-      {
-        const std::lock_guard lock(mutex_);
-        if (to_compare_.empty()) return;
-      }
-      const auto block = contiguous_block(static_cast<void*>(&incoming_), sizeof(incoming_));
-      receiving_ = group_->recv(block, DataType::kUInt8, left(), kRecords, {});
+bool Control::receive_batch() {
+  if (receiving_ == nullptr) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (to_compare_.empty()) return false;
     }
-    if (!receiving_->done()) return;
-    receiving_->wait({});
-    receiving_.reset();
-    FVD_CHECK(incoming_.count <= kBatch, kMismatch, "fastvideo: a message about ", incoming_.count,
-              " calls on ", context_.where(), " came from rank ", left(), ", where at most ",
-              kBatch, " fit: it is damaged");
-    for (std::size_t i = 0; i < incoming_.count; ++i) ahead_.push_back(incoming_.records[i]);
+    const auto block = contiguous_block(static_cast<void*>(&incoming_), sizeof(incoming_));
+    receiving_ = group_->recv(block, DataType::kUInt8, left(), kRecords, {});
   }
+  if (!receiving_->done()) return false;
+  receiving_->wait({});
+  receiving_.reset();
+  FVD_CHECK(incoming_.count <= kBatch, kMismatch, "fastvideo: a message about ", incoming_.count,
+            " calls on ", context_.where(), " came from rank ", left(), ", where at most ", kBatch,
+            " fit: it is damaged");
+  for (std::size_t i = 0; i < incoming_.count; ++i) ahead_.push_back(incoming_.records[i]);
+  return true;
+}
+
+void Control::receive_records() {
+  compare_records();
+  for (int batch = 0; batch < kBatches && ahead_.empty() && receive_batch(); ++batch)
+    compare_records();
+}
+
+void Control::compare_records() {
   while (!ahead_.empty()) {
     Record mine;
     {

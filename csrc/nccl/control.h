@@ -20,6 +20,9 @@ namespace fvd::nccl {
 /// of the watchdog from one thread; the others from any.
 class Control {
  public:
+  /// A rank that has left may have done its part of what is still under way here.
+  static constexpr milliseconds kGrace{500};
+
   /// What of its messages is what, by tag.
   enum Tag : int { kRecords, kLaneId, kTransfer };
 
@@ -53,19 +56,27 @@ class Control {
   /// Why `member` will do no more; nothing if it is there.
   std::optional<Error> gone(int member) const;
 
+  /// @throws Error what another rank gave up for, with its kind; kPeerLost if one has been gone for
+  ///         kGrace. For one thread.
+  void check_everybody();
+
   /// Breaks the group for all ranks, which learn the kind too.
   void abort(Kind kind, const std::string& reason) noexcept;
 
  private:
-  // As many calls as fit into one short message.
+  // As many calls as fit into one short message, and messages for one look: a caller makes fewer.
   static constexpr std::size_t kBatch = 16;
+  static constexpr int kBatches = 256;
   struct Batch {
     std::uint64_t count = 0;
     Record records[kBatch] = {};
   };
 
-  void send_records();
+  void check_group() const;
+  bool send_records();
   void receive_records();
+  bool receive_batch();
+  void compare_records();
   int left() const { return (context_.rank + context_.size - 1) % context_.size; }
   int right() const { return (context_.rank + 1) % context_.size; }
 
@@ -79,7 +90,8 @@ class Control {
   // The watchdog's.
   Batch outgoing_, incoming_;
   std::unique_ptr<Transfer> sending_, receiving_;
-  std::deque<Record> ahead_;  // the neighbour's calls that this rank has not come to
+  std::deque<Record> ahead_;                 // the neighbour's calls that this rank has not come to
+  std::optional<Clock::time_point> missed_;  // when check_everybody() first saw that one is gone
 };
 
 template <typename T>
