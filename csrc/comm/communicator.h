@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <span>
@@ -148,6 +149,16 @@ class Communicator {
                                DataType type, const Call& call) {
     all_to_all(in, out, type, false, call);
   }
+
+  /// Within this rank's memory, in the order of the call's stream. Not collective. On a GPU
+  /// the two may not overlap.
+  virtual void copy(const void* from, void* to, std::size_t bytes, const Call& /*call*/) {
+    if (bytes > 0) std::memmove(to, from, bytes);
+  }
+
+  /// check() for who may ask when the communicator has gone: it throws then if destroying it cut
+  /// off what was under way. Empty where calls are done when they return.
+  virtual std::function<void()> checker() const { return {}; }
 };
 
 }  // namespace fvd

@@ -23,8 +23,7 @@ bool Fate::set(Kind kind, const std::string& words) noexcept {
 void Fate::wait_settled() const noexcept {
   if (!broken()) return;
   const auto end = Clock::now() + std::chrono::seconds{2};
-  while (!settled_.load(std::memory_order_acquire) && Clock::now() < end)
-    std::this_thread::sleep_for(milliseconds{1});
+  while (!settled() && Clock::now() < end) std::this_thread::sleep_for(milliseconds{1});
 }
 
 void Fate::check() const {
@@ -37,6 +36,12 @@ void Fate::check_usable(const std::string& where) const {
   if (!broken()) return;
   std::lock_guard lock(mutex_);
   throw Error(Kind::kAborted, text("fastvideo: ", where, " is broken (CUDA): ", first_->what()));
+}
+
+std::string Context::told(const std::string& words) const {
+  const bool complete = words.find("\nGroup is now unusable") != std::string::npos;
+  return text(words.starts_with("fastvideo: ") ? "" : text("fastvideo: ", where(), " (CUDA): "),
+              words, complete ? "" : kWayOut);
 }
 
 std::string Context::rank_text(int member) const {

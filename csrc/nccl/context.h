@@ -32,6 +32,7 @@ class Fate {
 
   /// What runs on the device has been ended. To be said once set() has returned true.
   void settle() noexcept { settled_.store(true, std::memory_order_release); }
+  bool settled() const noexcept { return settled_.load(std::memory_order_acquire); }
 
   /// If there is a failure, waits until it is settled: only then is memory the caller's again.
   /// Bounded; not to be called by who holds a lock that ending needs.
@@ -65,6 +66,9 @@ struct Context {
   std::string where() const {
     return text("group \"", group.name, "\", rank ", rank, " of ", size);
   }
+
+  /// A failure in words that name the group and say what to do. What comes from CUDA does neither.
+  std::string told(const std::string& words) const;
 
   /// Rank of the group as people know it: with its global rank where that is another.
   std::string rank_text(int member) const;

@@ -18,6 +18,10 @@ struct Hello {
   char words[512] = {};
 };
 
+const char* words_of(std::int32_t check) {
+  return check == static_cast<std::int32_t>(NcclCheck::kBefore) ? "before" : "beside";
+}
+
 std::shared_ptr<Context> context_of(const Communicator& control, const NcclGroupOptions& options) {
   auto context = std::make_shared<Context>();
   context->group = options.group;
@@ -42,6 +46,10 @@ Core::Core(const std::function<Libraries()>& load, std::shared_ptr<Store> store,
     meet(load, options);
   } catch (const Error& error) {
     control_.abort(error.kind(), error.what());
+    handle_.abort();
+    throw;
+  } catch (...) {
+    control_.abort(Kind::kAborted, text(context_->where(), " was interrupted while it connected"));
     handle_.abort();
     throw;
   }
@@ -87,13 +95,14 @@ void Core::meet(const std::function<Libraries()>& load, const NcclGroupOptions& 
               " has no NCCL: ", other.words);
     FVD_CHECK(other.version == mine.version && other.check == mine.check, kLibrary,
               "fastvideo: ", context_->where(), " has NCCL ", version_text(mine.version), " (",
-              context_->nccl.path, ") and FASTVIDEO_DIST_NCCL_CHECK ", mine.check, ", but rank ",
-              rank, " has NCCL ", version_text(other.version), " and ", other.check,
-              "; all ranks must have the same");
+              context_->nccl.path, ") and FASTVIDEO_DIST_NCCL_CHECK=", words_of(mine.check),
+              ", but rank ", rank, " has NCCL ", version_text(other.version), " and ",
+              words_of(other.check), "; all ranks must have the same");
   }
   const DeviceScope device(context_->cuda, context_->device);
   handle_.start(hellos[0].id, context_->size, context_->rank);
-  handle_.settle(call, "connecting");
+  // Until there is a watchdog the others are looked after here.
+  handle_.settle(call, "connecting", [&] { control_.check_everybody(); });
 }
 
 Core::~Core() {
@@ -104,20 +113,24 @@ Core::~Core() {
   stop_changed_.notify_all();
   watchdog_.join();
   say_farewell();
+  std::optional<DeviceScope> device;
   try {
-    const DeviceScope device(context_->cuda, context_->device);
-    lanes_->leave();
-    handle_.finalize();
-    lanes_->close(kLeavePatience);
-    handle_.close(kLeavePatience);
+    device.emplace(context_->cuda, context_->device);
   } catch (const Error&) {  // the driver has gone before us, at the end of the process
   }
-  context_->fate.set(Kind::kAborted, "it was destroyed");
+  lanes_->leave();
+  handle_.finalize();
+  const auto end = Clock::now() + kLeavePatience;
+  bool well = lanes_->close(kLeavePatience);
+  well &= handle_.close(std::chrono::duration_cast<milliseconds>(end - Clock::now()));
+  if (!well)
+    context_->fate.set(Kind::kAborted, text("fastvideo: ", context_->where(),
+                                            " was destroyed while calls on CUDA were under way"));
   context_->fate.settle();
 }
 
 void Core::break_with(Kind kind, const std::string& words) noexcept {
-  if (!context_->fate.set(kind, words)) return;
+  if (!context_->fate.set(kind, context_->told(words))) return;
   // The others first: ending NCCL may take its time.
   control_.abort(kind, words);
   handle_.abort();

@@ -33,7 +33,7 @@ class Core {
   Core(const Core&) = delete;
   Core& operator=(const Core&) = delete;
 
-  const Context& context() const noexcept { return *context_; }
+  const std::shared_ptr<Context>& context() const noexcept { return context_; }
   Lanes& lanes() noexcept { return *lanes_; }
   std::uint64_t sequence() const noexcept { return sequence_.load(std::memory_order_relaxed); }
 
@@ -59,12 +59,13 @@ class Core {
     try {
       return step();
     } catch (const Error& error) {
-      if (error.kind() != Kind::kInvalidArgument && error.kind() != Kind::kUnsupported)
-        break_with(error.kind(), error.what());
+      if (error.kind() == Kind::kInvalidArgument || error.kind() == Kind::kUnsupported) throw;
+      break_with(error.kind(), error.what());
       context_->fate.wait_settled();
-      throw;
+      throw Error(error.kind(), context_->told(error.what()));
     } catch (...) {
       break_with(Kind::kAborted, text(what, " on ", context_->where(), " was interrupted"));
+      context_->fate.wait_settled();
       throw;
     }
   }

@@ -38,10 +38,11 @@ bool Handle::ready() {
   return state == Result::kSuccess;
 }
 
-void Handle::settle(const Call& call, const std::string& what) {
+void Handle::settle(const Call& call, const std::string& what, const std::function<void()>& look) {
   if (ready()) return;
   HostWait wait(call, context_->timeout_of(call));
   while (!ready()) {
+    if (look) look();
     FVD_CHECK(wait.pause(), kTimeout, "fastvideo: ", what, " on ", context_->where(),
               ": NCCL was not ready after ", seconds(wait.timeout()),
               "; have all ranks made this call?", kWayOut);
@@ -81,15 +82,15 @@ void Handle::finalize() noexcept {
   context_->nccl.comm_finalize(comm_);  // an error is found by close()
 }
 
-void Handle::close(milliseconds patience) noexcept {
+bool Handle::close(milliseconds patience) noexcept {
   free_kept();
-  if (!context_->fate.broken() && left_to_graphs()) return;
+  if (!context_->fate.broken() && left_to_graphs()) return true;
   if (patience.count() > 0 && !context_->fate.broken()) {
     finalize();
     const auto end = Clock::now() + patience;
     Result state = Result::kInProgress;
     const std::lock_guard lock(use_);
-    if (comm_ == nullptr || gone_.load(std::memory_order_acquire)) return;
+    if (comm_ == nullptr || gone_.load(std::memory_order_acquire)) return true;
     const NcclApi& nccl = context_->nccl;
     while (nccl.comm_get_async_error(comm_, &state) == Result::kSuccess &&
            state == Result::kInProgress && Clock::now() < end)
@@ -97,10 +98,11 @@ void Handle::close(milliseconds patience) noexcept {
     if (state == Result::kSuccess) {
       gone_.store(true, std::memory_order_release);
       nccl.comm_destroy(comm_);
-      return;
+      return true;
     }
   }
   abort();
+  return false;
 }
 
 CallGroup::CallGroup(const Context& context) : context_(context) {

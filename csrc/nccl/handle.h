@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 
@@ -31,8 +32,10 @@ class Handle {
   /// @throws Error(kLibrary, kPeerLost) what NCCL reports; kAborted after abort()
   bool ready();
 
-  /// Waits until ready. @throws likewise, and kTimeout naming `what`
-  void settle(const Call& call, const std::string& what);
+  /// Waits until ready, and looks at what else may be going on by `look`. @throws likewise, what
+  /// `look` throws, and kTimeout naming `what`
+  void settle(const Call& call, const std::string& what,
+              const std::function<void()>& look = nullptr);
 
   /// For a sequence of calls on comm(). @throws Error: the group's failure, if it was aborted
   [[nodiscard]] std::unique_lock<std::mutex> lock();
@@ -49,8 +52,9 @@ class Handle {
   /// before one is closed: the others may do it in another order.
   void finalize() noexcept;
 
-  /// finalize(), and leaves when NCCL lets it within `patience`, else as abort().
-  void close(milliseconds patience) noexcept;
+  /// finalize(), and leaves when NCCL lets it within `patience`, else as abort(). False if that
+  /// may have cut off what was under way.
+  bool close(milliseconds patience) noexcept;
 
  private:
   void check_alive() const;

@@ -49,12 +49,18 @@ InFlight::Entry InFlight::begin(const Record& record, milliseconds timeout, Cuda
   entry.timeout = timeout;
   entry.begin = events_.take();
   entry.end = events_.take();
-  check(cuda_, cuda_.event_record(entry.begin, stream), "cudaEventRecord");
+  mark(entry, entry.begin, stream);
   return entry;
 }
 
+void InFlight::mark(const Entry& entry, CudaEvent event, CudaStream stream) {
+  const CudaResult result = cuda_.event_record(event, stream);
+  if (result != CudaResult::kSuccess) drop(entry);
+  check(cuda_, result, "cudaEventRecord");
+}
+
 void InFlight::end(Entry entry, CudaStream stream) {
-  check(cuda_, cuda_.event_record(entry.end, stream), "cudaEventRecord");
+  mark(entry, entry.end, stream);
   const std::lock_guard lock(mutex_);
   entries_.push_back(std::move(entry));
 }

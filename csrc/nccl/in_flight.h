@@ -65,6 +65,8 @@ class InFlight {
   bool needs(int member, std::uint64_t done) const;
 
  private:
+  void mark(const Entry& entry, CudaEvent event, CudaStream stream);
+
   const CudaApi& cuda_;
   EventPool& events_;
   mutable std::mutex mutex_;

@@ -1,24 +1,11 @@
 #include "nccl/lanes.h"
 
-#include <deque>
 #include <utility>
+
+#include "nccl/lane_items.h"
 
 namespace fvd::nccl {
 namespace {
-
-/// What the sender says of a message before it goes.
-struct Announcement {
-  std::uint64_t bytes = 0;
-  std::int32_t tag = 0;
-  std::int32_t type = 0;
-
-  bool operator==(const Announcement&) const = default;
-};
-
-std::string words(const Announcement& message) {
-  return text(message.bytes, " bytes of ", name(static_cast<DataType>(message.type)), " with tag ",
-              message.tag);
-}
 
 template <typename T>
 Block bytes_of_object(T& object) {
@@ -30,72 +17,6 @@ ConstBlock bytes_of_object(const T& object) {
 }
 
 }  // namespace
-
-struct Lanes::Lane {
-  Lane(std::shared_ptr<Context> context, bool sends, int peer)
-      : handle(std::move(context)), sends(sends), peer(peer) {}
-
-  Handle handle;
-  const bool sends;
-  const int peer;
-  CudaStream stream = nullptr;
-  UniqueId id{};
-  std::unique_ptr<Transfer> id_message;
-  bool connected = false;
-  std::deque<std::shared_ptr<Item>> queue;  // not launched, or being launched (the first)
-};
-
-struct Lanes::Item {
-  enum class State { kQueued, kLaunching, kIssued };
-
-  Item(const Context& context, bool sends) : staging(context, sends ? "send" : "recv") {}
-
-  State state = State::kQueued;
-  bool sends = false;
-  int peer = 0;
-  std::size_t bytes = 0;
-  Record record;
-  milliseconds timeout{0};
-  bool captured = false;
-  CudaEvent begin = nullptr, end = nullptr;  // on the caller's stream; on the lane's
-  Staging staging;
-  Staging::Place place;
-  InFlight::Entry entry;
-  Announcement mine, theirs;
-  std::unique_ptr<Transfer> announcement;
-  bool announced = false;
-  bool finished = false;  // seen to be done on the device
-  bool waited = false;    // a stream of the caller waits for it: he may drop it
-
-  std::string title() const {
-    return text(sends ? "send to" : "recv from", " rank ", peer, " (", words(mine), ")");
-  }
-};
-
-/// What the caller holds.
-class Lanes::Handed final : public Transfer {
- public:
-  Handed(std::shared_ptr<Lanes> lanes, std::shared_ptr<Item> item)
-      : lanes_(std::move(lanes)), item_(std::move(item)) {}
-  ~Handed() override { lanes_->drop(item_); }
-
-  bool done() override { return lanes_->done(*item_); }
-  void wait(const Call& call) override { lanes_->wait(*item_, call); }
-  void expire(milliseconds waited) override {
-    if (lanes_->done(*item_)) return;
-    try {
-      lanes_->fail(Error(Kind::kTimeout,
-                         text("fastvideo: ", item_->title(), " on ", lanes_->context_->where(),
-                              ", waited ", seconds(waited), ".", kWayOut)));
-    } catch (const Error&) {  // wait() throws it
-    }
-  }
-  int source() const override { return item_->sends ? lanes_->context_->rank : item_->peer; }
-
- private:
-  const std::shared_ptr<Lanes> lanes_;
-  const std::shared_ptr<Item> item_;
-};
 
 Lanes::Lanes(std::shared_ptr<Context> context, Control& control, std::shared_ptr<EventPool> events,
              std::shared_ptr<InFlight> in_flight, NcclCheck check,
@@ -139,7 +60,7 @@ std::unique_ptr<Transfer> Lanes::start(bool sends, Block data, DataType type, in
   check(context_->cuda, context_->cuda.stream_is_capturing(raw(call.stream), &capture),
         "cudaStreamIsCapturing");
   item->captured = capture != CaptureStatus::kNone;
-  auto handed = std::make_unique<Handed>(shared_from_this(), item);  // gives up what fails below
+  auto transfer = handed(item);  // gives up what fails below
   const std::lock_guard lock(mutex_);
   FVD_CHECK(control_ != nullptr, kAborted, "fastvideo: ", context_->where(), " was destroyed");
   Lane& way = lane(sends, peer);
@@ -164,7 +85,7 @@ std::unique_ptr<Transfer> Lanes::start(bool sends, Block data, DataType type, in
                                        Control::kTransfer, {});
   }
   drive_locked(way);
-  return handed;
+  return transfer;
 }
 
 // The sender makes the id, both connect as soon as they have it, nobody waits.
@@ -228,28 +149,37 @@ void Lanes::launched(Lane& lane, Item& item) {
 }
 
 void Lanes::drive_locked(Lane& lane) {
-  if (control_ == nullptr) return;
-  const DeviceScope device(context_->cuda, context_->device);
-  if (!lane.connected) connect(lane);
-  if (lane.sends && lane.id_message != nullptr && lane.id_message->done()) {
-    lane.id_message->wait({});
-  }
-  while (lane.connected && !lane.queue.empty()) {
-    Item& item = *lane.queue.front();
-    if (item.state == Item::State::kQueued) {
-      if (!may_begin(item)) return;
-      launch(lane, item);
+  if (control_ == nullptr || lane.failed) return;
+  try {
+    const DeviceScope device(context_->cuda, context_->device);
+    if (!lane.connected) connect(lane);
+    if (lane.sends && lane.id_message != nullptr && lane.id_message->done()) {
+      lane.id_message->wait({});
     }
-    // While NCCL connects the two, nothing may follow on this stream.
-    if (!lane.handle.ready()) return;
-    launched(lane, item);
-    lane.queue.pop_front();
+    while (lane.connected && !lane.queue.empty()) {
+      Item& item = *lane.queue.front();
+      if (item.state == Item::State::kQueued) {
+        if (!may_begin(item)) return;
+        launch(lane, item);
+      }
+      // While NCCL connects the two, nothing may follow on this stream.
+      if (!lane.handle.ready()) return;
+      launched(lane, item);
+      lane.queue.pop_front();
+    }
+  } catch (...) {
+    lane.failed = true;
+    throw;
   }
 }
 
 void Lanes::drive() {
   const std::lock_guard lock(mutex_);
-  for (auto& [key, lane] : lanes_) drive_locked(*lane);
+  for (auto& [key, lane] : lanes_) {
+    drive_locked(*lane);
+    // What NCCL finds while a transfer runs is told to nobody who does not ask.
+    if (lane->connected && control_ != nullptr) lane->handle.ready();
+  }
 }
 
 bool Lanes::need(int member) {
@@ -257,86 +187,6 @@ bool Lanes::need(int member) {
   for (const auto& [key, lane] : lanes_)
     if (lane->peer == member && !lane->queue.empty()) return true;
   return false;
-}
-
-void Lanes::fail(const Error& error) {
-  // Not under the mutex: the breaker aborts the lanes.
-  if (breaker_) breaker_(error);
-  context_->fate.wait_settled();
-  throw error;
-}
-
-bool Lanes::done(Item& item) {
-  const std::lock_guard lock(mutex_);
-  if (item.finished || context_->fate.broken() || control_ == nullptr) return true;
-  try {
-    drive_locked(lane(item.sends, item.peer));
-    if (item.state != Item::State::kIssued || item.captured) return false;
-    item.finished = passed(context_->cuda, item.end);
-  } catch (const Error&) {
-    return false;  // the next wait(), or the watchdog, finds it again and ends the group
-  }
-  return item.finished;
-}
-
-void Lanes::wait(Item& item, const Call& call) {
-  HostWait host(call, context_->timeout_of(call));
-  try {
-    for (;;) {
-      {
-        const std::lock_guard lock(mutex_);
-        if (!item.finished) {
-          context_->fate.check();
-          FVD_CHECK(control_ != nullptr, kAborted, "fastvideo: ", context_->where(),
-                    " was destroyed");
-          if (item.state != Item::State::kIssued) drive_locked(lane(item.sends, item.peer));
-        }
-        if (item.state == Item::State::kIssued) break;
-      }
-      FVD_CHECK(host.pause(), kTimeout, "fastvideo: ", item.title(), " on ", context_->where(),
-                ", waited ", seconds(host.waited()), " of ", seconds(host.timeout()), ": rank ",
-                item.peer, " has not come to it.", kWayOut);
-    }
-  } catch (const Error& error) {
-    fail(error);
-  } catch (...) {
-    if (breaker_)
-      breaker_(
-          Error(Kind::kAborted, text(item.title(), " on ", context_->where(), " was interrupted")));
-    throw;
-  }
-  const DeviceScope device(context_->cuda, context_->device);
-  check(context_->cuda, context_->cuda.stream_wait_event(raw(call.stream), item.end, 0),
-        "cudaStreamWaitEvent");
-  const std::lock_guard lock(mutex_);
-  item.waited = true;
-}
-
-void Lanes::drop(const std::shared_ptr<Item>& item) noexcept {
-  std::unique_lock lock(mutex_);
-  const bool running =
-      item->state != Item::State::kQueued && !item->finished && !item->waited && !item->captured;
-  if (item->state == Item::State::kQueued) {
-    auto& queue = lanes_[{item->peer, item->sends}]->queue;
-    std::erase(queue, item);
-  }
-  bool lost = false;
-  if (running && !context_->fate.broken() && control_ != nullptr) {
-    try {
-      lost = item->state == Item::State::kLaunching || !passed(context_->cuda, item->end);
-    } catch (const Error&) {
-      lost = true;
-    }
-  }
-  // An announced message that is not sent would leave its receiver with the wrong one next.
-  if (item->state == Item::State::kQueued && item->announcement != nullptr && control_ != nullptr)
-    lost = lost || item->sends;
-  events_->give(std::exchange(item->begin, nullptr));
-  events_->give(std::exchange(item->end, nullptr));
-  lock.unlock();
-  if (lost && breaker_)
-    breaker_(Error(Kind::kAborted, text("fastvideo: ", item->title(), " on ", context_->where(),
-                                        " was given up before it was done")));
 }
 
 void Lanes::abort() noexcept {
@@ -347,25 +197,36 @@ void Lanes::abort() noexcept {
 }
 
 void Lanes::leave() noexcept {
+  {
+    const std::lock_guard lock(breaker_mutex_);
+    breaker_ = nullptr;
+  }
   const std::lock_guard lock(mutex_);
   if (control_ == nullptr) return;
   control_ = nullptr;
   for (auto& [key, lane] : lanes_) {
     for (auto& item : lane->queue) item->announcement.reset();
-    lane->queue.clear();
+    std::erase_if(lane->queue,
+                  [](const auto& item) { return item->state == Item::State::kQueued; });
     lane->id_message.reset();
     lane->handle.finalize();
   }
 }
 
-void Lanes::close(milliseconds patience) noexcept {
+bool Lanes::close(milliseconds patience) noexcept {
   leave();
   const std::lock_guard lock(mutex_);
   const auto end = Clock::now() + patience;
+  bool well = true;
   for (auto& [key, lane] : lanes_) {
-    lane->handle.close(std::chrono::duration_cast<milliseconds>(end - Clock::now()));
+    well &= lane->handle.close(std::chrono::duration_cast<milliseconds>(end - Clock::now()));
+    well &= lane->queue.empty();
+    for (auto& item : lane->queue) item->staging.give_back();
+    lane->queue.clear();
     if (lane->stream != nullptr) context_->cuda.stream_destroy(std::exchange(lane->stream, {}));
   }
+  closed_ = true;
+  return well;
 }
 
 }  // namespace fvd::nccl

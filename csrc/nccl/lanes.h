@@ -7,6 +7,7 @@
 // compared, where calls are compared before they run, not matched.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <memory>
@@ -23,7 +24,7 @@ namespace fvd::nccl {
 /// Threads: all methods from any thread.
 class Lanes : public std::enable_shared_from_this<Lanes> {
  public:
-  /// `control` and `breaker` are not touched after close(). `breaker` ends the group.
+  /// `control` and `breaker` are not touched after leave(). `breaker` ends the group.
   Lanes(std::shared_ptr<Context> context, Control& control, std::shared_ptr<EventPool> events,
         std::shared_ptr<InFlight> in_flight, NcclCheck check,
         std::function<void(const Error&)> breaker);
@@ -44,11 +45,12 @@ class Lanes : public std::enable_shared_from_this<Lanes> {
   /// The group is broken: ends what runs on the device.
   void abort() noexcept;
 
-  /// Fails what is under way and begins to leave, without waiting.
+  /// Fails what has not been launched and begins to leave. Waits for a thread that ends the group.
   void leave() noexcept;
 
-  /// leave(), and has left after `patience` at most. Idempotent.
-  void close(milliseconds patience) noexcept;
+  /// leave(), and has left after `patience` at most. Idempotent. False if what was launched had to
+  /// be cut off.
+  bool close(milliseconds patience) noexcept;
 
  private:
   struct Lane;
@@ -61,18 +63,28 @@ class Lanes : public std::enable_shared_from_this<Lanes> {
   bool may_begin(Item& item);
   void launch(Lane& lane, Item& item);
   void launched(Lane& lane, Item& item);
+
+  // transfers.cpp
+  std::unique_ptr<Transfer> handed(const std::shared_ptr<Item>& item);
   void drop(const std::shared_ptr<Item>& item) noexcept;
   void wait(Item& item, const Call& call);
   bool done(Item& item);
+  bool done_locked(Item& item);
   [[noreturn]] void fail(const Error& error);
+  void end_group(const Error& error) noexcept;
+  bool ended() const noexcept { return closed_ || context_->fate.settled(); }
+  void wait_ended() const noexcept;
 
   const std::shared_ptr<Context> context_;
-  Control* control_;  // null once closed; guarded by mutex_
+  Control* control_;  // null once left; guarded by mutex_
   const std::shared_ptr<EventPool> events_;
   const std::shared_ptr<InFlight> in_flight_;
   const NcclCheck check_;
-  std::function<void(const Error&)> breaker_;
 
+  std::mutex breaker_mutex_;  // held while somebody ends the group; taken before mutex_
+  std::function<void(const Error&)> breaker_;  // empty once left; transfers may be dropped later
+
+  std::atomic<bool> closed_{false};  // nothing of this runs on the device any more
   std::mutex mutex_;
   std::map<std::pair<int, bool>, std::unique_ptr<Lane>> lanes_;  // by peer and direction
 };

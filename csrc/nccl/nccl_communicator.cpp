@@ -27,7 +27,7 @@ void for_runs(std::span<const BasicBlock<Byte>> blocks, Body&& body) {
 class NcclCommunicator final : public Communicator {
  public:
   explicit NcclCommunicator(std::unique_ptr<Core> core)
-      : core_(std::move(core)), context_(core_->context()), nccl_(context_.nccl) {}
+      : core_(std::move(core)), context_(*core_->context()), nccl_(context_.nccl) {}
 
   int rank() const noexcept override { return context_.rank; }
   int size() const noexcept override { return context_.size; }
@@ -227,6 +227,23 @@ class NcclCommunicator final : public Communicator {
   void check() const override {
     context_.fate.wait_settled();
     context_.fate.check();
+  }
+
+  void copy(const void* from, void* to, std::size_t bytes, const Call& call) override {
+    if (bytes == 0) return;
+    const DeviceScope device(context_.cuda, context_.device);
+    core_->guarded("a copy on the device", [&] {
+      nccl::check(context_.cuda,
+                  context_.cuda.memcpy_async(to, from, bytes, CopyKind::kDefault, raw(call.stream)),
+                  "cudaMemcpyAsync");
+    });
+  }
+
+  std::function<void()> checker() const override {
+    return [context = core_->context()] {
+      context->fate.wait_settled();
+      context->fate.check();
+    };
   }
 
   bool capturing(Stream stream) const override { return core_->capturing(raw(stream)); }

@@ -45,8 +45,8 @@ std::vector<PackedBlock> strided_rest(std::span<const PackedBlock> list, Copy&& 
 
 }  // namespace
 
-Staging::~Staging() {
-  if (memory_ != nullptr) context_.cuda.free_async(memory_, stream_);
+void Staging::give_back() noexcept {
+  if (memory_ != nullptr) context_.cuda.free_async(std::exchange(memory_, nullptr), stream_);
 }
 
 std::size_t Staging::reserve(std::size_t bytes) {
@@ -78,15 +78,6 @@ Staging::Place Staging::input(ConstBlocks blocks) {
 Staging::Place Staging::output(Blocks blocks) {
   if (std::byte* direct = one_piece(blocks)) return {direct, 0};
   const std::size_t offset = reserve(bytes_of(blocks));
-  add(outputs_, blocks, offset);
-  return {nullptr, offset};
-}
-
-Staging::Place Staging::in_and_out(Block block) {
-  const Blocks blocks(&block, 1);
-  if (std::byte* direct = one_piece(blocks)) return {direct, 0};
-  const std::size_t offset = reserve(block.bytes());
-  add(inputs_, blocks, offset);
   add(outputs_, blocks, offset);
   return {nullptr, offset};
 }

@@ -19,8 +19,7 @@ class Staging {
   /// `operation` is a literal, for messages.
   Staging(const Context& context, const char* operation)
       : context_(context), operation_(operation) {}
-  /// Gives the memory back if finish() was not reached.
-  ~Staging();
+  ~Staging() { give_back(); }
   Staging(const Staging&) = delete;
   Staging& operator=(const Staging&) = delete;
 
@@ -34,8 +33,6 @@ class Staging {
   /// @throws Error(kUnsupported) for strided blocks without kernels
   Place input(ConstBlocks blocks);
   Place output(Blocks blocks);
-  /// Both in one: read before, written back after.
-  Place in_and_out(Block block);
 
   /// @throws Error(kLibrary)
   void prepare(CudaStream stream);
@@ -43,6 +40,9 @@ class Staging {
     return place.direct != nullptr ? place.direct : memory_ + place.offset;
   }
   void finish();
+
+  /// Gives the memory back, in the order of the stream, if finish() was not reached.
+  void give_back() noexcept;
 
  private:
   std::size_t reserve(std::size_t bytes);

@@ -10,8 +10,6 @@
 namespace fvd::nccl {
 namespace {
 
-// A rank that has left may have done its part of what is still under way here.
-constexpr milliseconds kGrace{500};
 // How long the others have to tell what they last did.
 constexpr milliseconds kAnswer{1000};
 constexpr std::size_t kMaxAnswer = 300;
@@ -42,6 +40,8 @@ void Core::start_watchdog() {
 
 void Core::watch() {
   relax_capture_rules(context_->cuda);
+  // Once and for all: going back and forth would make a context on the first GPU, for each rank.
+  context_->cuda.set_device(context_->device);
   std::unique_lock lock(mutex_);
   while (!stop_) {
     lock.unlock();
@@ -94,7 +94,7 @@ void Core::look_at_members() {
         departed_.emplace(member, departed);
       }
     }
-    if (Clock::now() - departed.seen < kGrace) continue;
+    if (Clock::now() - departed.seen < Control::kGrace) continue;
     if (in_flight_->needs(member, departed.done) || lanes_->need(member)) throw *gone;
   }
 }

@@ -68,7 +68,7 @@ struct World {
   std::map<void*, std::shared_ptr<FakeEvent>> events;
   std::vector<UserObjectOfFake> of_graphs;
   unsigned long long captures = 0;
-  std::atomic<long> queries{0}, allocations{0};
+  std::atomic<long> queries{0}, switches{0}, allocations{0};
   std::atomic<int> next_query{0};
 };
 World& world() {
@@ -102,6 +102,7 @@ CudaResult get_device(int* device) {
   return CudaResult::kSuccess;
 }
 CudaResult set_device(int device) {
+  ++world().switches;
   current_device = device;
   return CudaResult::kSuccess;
 }
@@ -291,6 +292,7 @@ void destroy_graphs() {
 }
 
 long event_queries() { return world().queries; }
+long device_switches() { return world().switches; }
 long allocations() { return world().allocations; }
 void fail_next_query(nccl::CudaResult result) { world().next_query = static_cast<int>(result); }
 

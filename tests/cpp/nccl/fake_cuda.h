@@ -32,6 +32,9 @@ void destroy_graphs();
 /// Number of event queries since the process began, of all threads.
 long event_queries();
 
+/// Calls of cudaSetDevice since the process began, of all threads.
+long device_switches();
+
 /// Device memory that was allocated and not given back.
 long allocations();
 

@@ -36,6 +36,7 @@ struct FakeComm {
   std::mutex mutex;
   std::condition_variable changed;
   int running = 0;                     // kernels, so to say
+  int enqueued = 0;                    // and those that have yet to run, too
   std::map<int, long> sent, received;  // numbers of messages, by peer
 };
 
@@ -146,12 +147,20 @@ class Running {
     --comm_.running;
     comm_.changed.notify_all();
   }
+  Running(const Running&) = delete;
 
  private:
   FakeComm& comm_;
 };
 
 void run(const std::shared_ptr<FakeComm>& comm, const std::vector<Step>& steps) {
+  struct Enqueued {
+    FakeComm& comm;
+    ~Enqueued() {
+      const std::lock_guard lock(comm.mutex);
+      --comm.enqueued;
+    }
+  } const enqueued{*comm};
   try {
     const Running running(*comm);
     if (faults().calls_hang) wait_until(*comm, [] { return false; });
@@ -167,6 +176,14 @@ void run(const std::shared_ptr<FakeComm>& comm, const std::vector<Step>& steps) 
   }
 }
 
+void enqueue(const std::shared_ptr<FakeComm>& comm, CudaStream stream, std::vector<Step> steps) {
+  {
+    const std::lock_guard lock(comm->mutex);
+    ++comm->enqueued;
+  }
+  enqueue_on(stream, [comm, steps = std::move(steps)] { run(comm, steps); });
+}
+
 Result submit(const std::string& name, Comm handle, CudaStream stream, Step step) {
   note(name);
   {
@@ -180,7 +197,7 @@ Result submit(const std::string& name, Comm handle, CudaStream stream, Step step
   if (depth > 0) {
     pending.push_back({comm, stream, std::move(step)});
   } else {
-    enqueue_on(stream, [comm, step = std::move(step)] { run(comm, {step}); });
+    enqueue(comm, stream, {std::move(step)});
   }
   return Result::kSuccess;
 }
@@ -208,7 +225,7 @@ Result group_end() {
                   [&](const Pending& call) { return call.comm == comm && call.stream == stream; });
     comm->polls = faults().group_polls;
     later = later || comm->polls > 0;
-    enqueue_on(stream, [comm = comm, steps = std::move(steps)] { run(comm, steps); });
+    enqueue(comm, stream, std::move(steps));
   }
   return later ? Result::kInProgress : Result::kSuccess;
 }
@@ -366,6 +383,7 @@ Result comm_destroy(Comm handle) {
 Result comm_abort(Comm handle) {
   note("ncclCommAbort");
   const auto comm = find(handle);
+  std::this_thread::sleep_for(std::chrono::milliseconds{faults().abort_ms});
   {
     std::unique_lock lock(comm->mutex);
     comm->aborted = true;
@@ -378,11 +396,13 @@ Result comm_abort(Comm handle) {
 Result get_async_error(Comm handle, Result* state) {
   const auto comm = find(handle);
   const auto f = faults();
-  *state = f.async_error;
+  *state = Result::kSuccess;
+  if (f.async_error_size == 0 || f.async_error_size == comm->size) *state = f.async_error;
   if (*state != Result::kSuccess) return Result::kSuccess;
   const bool waiting = comm->polls > 0 && comm->polls-- > 0;
-  if (waiting || f.init_hangs || (f.finalize_hangs && comm->finalizing))
-    *state = Result::kInProgress;
+  const std::lock_guard lock(comm->mutex);
+  const bool leaving = comm->finalizing && (f.finalize_hangs || comm->enqueued > 0);
+  if (waiting || f.init_hangs || leaving) *state = Result::kInProgress;
   return Result::kSuccess;
 }
 Result create_premul_sum(WireOp* op, void* factor, WireType type, ScalarResidence residence, Comm) {

@@ -22,7 +22,9 @@ struct FakeNcclFaults {
   bool calls_hang = false;  // no collective ever ends on the device, but by an abort
   bool finalize_hangs = false;
   nccl::Result next_call = nccl::Result::kSuccess;    // of the next collective
-  nccl::Result async_error = nccl::Result::kSuccess;  // of every communicator
+  nccl::Result async_error = nccl::Result::kSuccess;  // of every communicator,
+  int async_error_size = 0;                           // or only of those of so many ranks
+  int abort_ms = 0;                                   // how long an abort takes
 };
 void set_faults(const FakeNcclFaults& faults);
 

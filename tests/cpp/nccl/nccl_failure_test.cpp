@@ -53,7 +53,9 @@ TEST_F(NcclFailureTest, AnErrorOfTheDeviceIsFoundWithoutACall) {
   fail_next_query(static_cast<nccl::CudaResult>(700));
   const auto ending = broken_within(*communicator, kSoon);
   EXPECT_TRUE(ending.threw(Kind::kLibrary)) << ending;
-  EXPECT_TRUE(ending.says("CUDA error 700")) << ending;
+  for (const char* part :
+       {"CUDA error 700", "fastvideo: group \"test\", rank 0 of 1", "init again"})
+    EXPECT_TRUE(ending.says(part)) << ending;
   synchronize();
 }
 
@@ -73,6 +75,82 @@ TEST_F(NcclFailureTest, ConnectingEndsByItsDeadline) {
                           }))
       << endings[0] << endings[1];
   EXPECT_LT(Clock::now() - begin, kSoon);
+}
+
+/// One rank fails while it connects; the other would wait for a minute.
+TEST_F(NcclFailureTest, ConnectingEndsWhenAnotherRankFails) {
+  NcclWorld world(2);
+  std::vector<Ending> endings(2);
+  FakeNcclFaults faults;
+  faults.init_hangs = true;
+  set_faults(faults);
+  const auto begin = Clock::now();
+  run_threads(2, [&](int rank) {
+    const auto load = [&] {
+      auto api = fake_nccl(world.folder());
+      if (rank == 1)
+        api.comm_init_rank_config = [](nccl::Comm*, int, nccl::UniqueId, int, nccl::CommConfig*) {
+          return nccl::Result::kSystemError;
+        };
+      return nccl::Libraries{api, fake_cuda(), {}};
+    };
+    endings[static_cast<std::size_t>(rank)] = ending_of([&] {
+      world.communicator(rank, group(), NcclCheck::kBeside, load);
+      return std::string();
+    });
+  });
+  EXPECT_LT(Clock::now() - begin, kSoon);
+  for (const auto& ending : endings) {
+    EXPECT_TRUE(ending.threw(Kind::kLibrary)) << ending;
+    EXPECT_TRUE(ending.says("ncclCommInitRankConfig on group \"test\", rank 1 of 2")) << ending;
+  }
+}
+
+TEST_F(NcclFailureTest, ConnectingEndsWhenAnotherRankDies) {
+  NcclWorld world(2);
+  std::vector<Ending> endings(2);
+  FakeNcclFaults faults;
+  faults.init_hangs = true;
+  set_faults(faults);
+  std::thread killer([&] {
+    for (std::size_t begun = 0; begun < 2; std::this_thread::yield())
+      for (const auto& call : take_log()) begun += call == "ncclCommInitRankConfig" ? 1 : 0;
+    world.control().kill(1);
+  });
+  run_threads(2, [&](int rank) {
+    endings[static_cast<std::size_t>(rank)] = ending_of([&] {
+      world.communicator(rank, group(milliseconds{rank == 0 ? 60000 : 5000}), NcclCheck::kBeside);
+      return std::string();
+    });
+  });
+  killer.join();
+  EXPECT_TRUE(endings[0].threw(Kind::kPeerLost)) << endings[0];
+  EXPECT_TRUE(endings[0].says("rank 1")) << endings[0];
+}
+
+TEST_F(NcclFailureTest, WhatLeavingCutsOffIsNotLost) {
+  NcclWorld world(2);
+  std::vector<Ending> found(2);
+  std::atomic<bool> left{false};
+  run_threads(2, [&](int rank) {
+    auto communicator = world.communicator(rank, group(), NcclCheck::kBeside);
+    const auto checker = communicator->checker();
+    float value = 1;
+    communicator->all_reduce(&value, &value, 1, kFloats, {}, {});
+    synchronize();
+    if (rank == 0) communicator->all_reduce(&value, &value, 1, kFloats, {}, {});
+    while (rank == 1 && !left) std::this_thread::yield();
+    communicator.reset();
+    left = true;
+    synchronize();
+    found[static_cast<std::size_t>(rank)] = ending_of([&] {
+      checker();
+      return std::string("well");
+    });
+  });
+  EXPECT_TRUE(found[0].threw(Kind::kAborted)) << found[0];
+  EXPECT_TRUE(found[0].says("was destroyed while calls on CUDA were under way")) << found[0];
+  EXPECT_EQ(found[1].words, "well") << found[1];
 }
 
 TEST_F(NcclFailureTest, AllLearnThatOneHasNoLibrary) {
