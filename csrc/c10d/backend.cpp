@@ -54,7 +54,9 @@ FastVideoBackend::FastVideoBackend(c10::intrusive_ptr<::c10d::Store> store, int 
         factory_(at::kCPU, std::make_shared<StoreAdapter>(store_, host), rank, size, group), label_,
         host);
     device_ = std::make_shared<DeviceGroup>(
-        runner_, [this](c10::Device device) { return make_device_communicator(device); });
+        runner_, [this](c10::Device device, const DeviceConnection::Interrupt& interrupt) {
+          return make_device_communicator(device, interrupt);
+        });
   });
   init();
   remember(*this);
@@ -77,11 +79,12 @@ void FastVideoBackend::abort() {
   runner_->abort(reason);
 }
 
-std::unique_ptr<Communicator> FastVideoBackend::make_device_communicator(c10::Device device) {
+std::unique_ptr<Communicator> FastVideoBackend::make_device_communicator(
+    c10::Device device, const DeviceConnection::Interrupt& interrupt) {
   const auto& host = runner_->host();
   auto group = group_options(*options_, label_, size_);
   group.timeout = timeout_.load();
-  group.interrupt = host.interrupt_hook();
+  group.interrupt = &interrupt;
   const auto keys =
       c10::make_intrusive<::c10d::PrefixStore>(text("device", device_attempts_++, "/"), store_);
   return factory_(device, std::make_shared<StoreAdapter>(keys, host), rank_, size_, group);

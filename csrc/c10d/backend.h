@@ -189,7 +189,8 @@ class FastVideoBackend final : public ::c10d::Backend {
   WorkPtr submit(const Request& request, Tensors outputs, GroupRunner::Body body);
   WorkPtr submit_to_device(const Request& request, Tensors outputs, const GroupRunner::Body& body);
 
-  std::unique_ptr<Communicator> make_device_communicator(c10::Device device);
+  std::unique_ptr<Communicator> make_device_communicator(
+      c10::Device device, const DeviceConnection::Interrupt& interrupt);
   WorkPtr transfer(::c10d::OpType type, Tensors& tensors, int peer, int tag);
   bool coalescing() const;
   void note_coalesced(const WorkPtr& work);

@@ -8,14 +8,13 @@
 
 #include <c10/core/Stream.h>
 
-#include <atomic>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "c10d/device_connection.h"
 #include "c10d/device_work.h"
 #include "c10d/group_runner.h"
 #include "c10d/tensor_view.h"
@@ -23,55 +22,39 @@
 
 namespace fvd::c10d_ {
 
-/// Threads: all methods from any thread. Calls of several threads go one after the other.
+/// Threads: all methods from any thread. Collectives of several threads go one after the other.
 /// Errors:  as GroupRunner's.
 class DeviceGroup {
  public:
-  /// Collective over the group. @throws Error
-  using Maker = std::function<std::unique_ptr<Communicator>(c10::Device)>;
-
-  DeviceGroup(std::shared_ptr<GroupRunner> runner, Maker make)
-      : runner_(std::move(runner)), make_(std::move(make)) {}
-
-  /// Whoever owns the group must have called close(): works may outlive it.
-  ~DeviceGroup();
+  DeviceGroup(std::shared_ptr<GroupRunner> runner, DeviceConnection::Maker make)
+      : runner_(std::move(runner)), connection_(runner_, std::move(make)) {}
   DeviceGroup(const DeviceGroup&) = delete;
   DeviceGroup& operator=(const DeviceGroup&) = delete;
 
   /// Connects the ranks, all of which call it, or have with their first call.
-  void connect(c10::Device device);
+  void connect(c10::Device device) { connection_.communicator(device); }
 
-  /// The device of the group, if it has been connected. Free of locks while there is none.
-  std::optional<c10::Device> connected() const;
+  /// See DeviceConnection; so are abort() and close(). Works may outlive the group.
+  std::optional<c10::Device> connected() const { return connection_.device(); }
 
   /// Enqueues `body` on memory.device.
   WorkPtr run(const DeviceCall& call, const CallMemory& memory, std::vector<at::Tensor> outputs,
               const GroupRunner::Body& body);
   WorkPtr transfer(const DeviceCall& call, TensorView view, bool sends, int peer, int tag);
 
-  /// See Communicator::abort.
-  void abort(const std::string& reason) noexcept;
-
-  /// Leaves; waits at most some seconds. Idempotent.
-  void close() noexcept;
+  void abort(const std::string& reason) noexcept { connection_.abort(reason); }
+  void close() noexcept { connection_.close(); }
 
   /// Tells the runner what the communicator's own thread has found.
   void note_failure() noexcept;
 
  private:
-  std::shared_ptr<Communicator> communicator(c10::Device device);
-  std::shared_ptr<Communicator> current() const;
-
   const std::shared_ptr<GroupRunner> runner_;
-  const Maker make_;
+  DeviceConnection connection_;
 
-  std::mutex order_;  // held while a call is enqueued, which may take as long as connecting does
+  // Of collectives; a barrier holds it until all ranks have come. Sends and receives go beside.
+  std::timed_mutex order_;
   std::optional<c10::Stream> stream_;  // of asynchronous calls; under order_
-
-  mutable std::mutex mutex_;
-  std::shared_ptr<Communicator> communicator_;  // null until connected, and once closed
-  std::optional<c10::Device> device_;
-  std::atomic<bool> any_{false};  // communicator_ has been made
 };
 
 }  // namespace fvd::c10d_

@@ -31,20 +31,18 @@ FuturePtr completed_future(c10::Device device, const std::vector<at::Tensor>& ou
   return future;
 }
 
-std::exception_ptr failure_of(const std::weak_ptr<Communicator>& communicator) {
+std::exception_ptr failure_of(const std::function<void()>& checker) {
   try {
-    translated([&] {
-      if (const auto group = communicator.lock()) group->check();
-    });
+    translated(checker);
     return nullptr;
   } catch (...) {
     return std::current_exception();
   }
 }
 
-void check(const std::weak_ptr<Communicator>& communicator, GroupRunner& runner) {
+void check(const std::function<void()>& checker, GroupRunner& runner) {
   try {
-    if (const auto group = communicator.lock()) group->check();
+    checker();
   } catch (const Error& error) {
     runner.note_failure(error.kind());
     throw_translated(error);
@@ -79,15 +77,14 @@ c10::Stream current_stream(c10::Device device) {
 Stream native(const c10::Stream& stream) { return {stream.native_handle()}; }
 
 DeviceWork::DeviceWork(int rank, const DeviceCall& call, std::shared_ptr<GroupRunner> runner,
-                       std::weak_ptr<Communicator> communicator, c10::Stream stream,
-                       c10::Event done, bool captured, std::vector<at::Tensor> outputs,
-                       std::vector<at::Tensor> held)
+                       std::function<void()> checker, c10::Stream stream, c10::Event done,
+                       bool captured, std::vector<at::Tensor> outputs, std::vector<at::Tensor> held)
     : Work(rank, call.type, call.title,
            call.title == nullptr ? std::nullopt : std::optional(outputs)),
       operation_(call.operation),
       sequence_(call.sequence),
       runner_(std::move(runner)),
-      communicator_(std::move(communicator)),
+      checker_(std::move(checker)),
       stream_(stream),
       done_(std::move(done)),
       captured_(captured),
@@ -110,7 +107,7 @@ bool DeviceWork::isCompleted() { return captured_ || done_.query(); }
 
 bool DeviceWork::isSuccess() const { return exception() == nullptr; }
 
-std::exception_ptr DeviceWork::exception() const { return failure_of(communicator_); }
+std::exception_ptr DeviceWork::exception() const { return failure_of(checker_); }
 
 void DeviceWork::synchronize() {
   const auto stream = current_stream(stream_.device());
@@ -127,14 +124,14 @@ bool DeviceWork::wait(std::chrono::milliseconds timeout) {
   if (timeout > kNoTimeout && !captured_) {
     wait_on_host(
         [&] {
-          check(communicator_, *runner_);
+          check(checker_, *runner_);
           return done_.query();
         },
         *runner_, operation_, rank_, timeout);
   }
   synchronize();
   mark_waited(*this);
-  check(communicator_, *runner_);
+  check(checker_, *runner_);
   return true;
 }
 
@@ -149,23 +146,29 @@ FuturePtr DeviceWork::getFuture() {
 
 // Outlives the work if that is dropped before the transfer is done.
 struct DeviceTransferWork::State {
-  std::weak_ptr<Communicator> communicator;
+  std::function<void()> checker;
+  TensorView view;  // keeps the memory until the transfer, which goes first, has let go of it
   std::unique_ptr<Transfer> transfer;
-  TensorView view;  // keeps the memory
   std::shared_ptr<GroupRunner> runner;
   DeviceCall call;
   int rank;
   bool waited = false;
+
+  // The device is c10's to set back, which makes no context on the GPU that it goes back to.
+  bool done() const {
+    const c10::DeviceGuard on_device(view.memory.device());
+    return transfer->done();
+  }
 };
 
 DeviceTransferWork::DeviceTransferWork(int rank, const DeviceCall& call,
                                        std::shared_ptr<GroupRunner> runner,
-                                       std::weak_ptr<Communicator> communicator,
+                                       std::function<void()> checker,
                                        std::unique_ptr<Transfer> transfer, TensorView view)
     : Work(rank, call.type, call.title,
            call.title == nullptr ? std::nullopt : std::optional(std::vector{view.memory})),
-      state_(new State{std::move(communicator), std::move(transfer), std::move(view),
-                       std::move(runner), call, rank}) {
+      state_(new State{std::move(checker), std::move(view), std::move(transfer), std::move(runner),
+                       call, rank}) {
   state_->view.call = nullptr;
   if (auto end = std::exchange(recordFunctionEndCallback_, nullptr)) end();
 }
@@ -180,30 +183,29 @@ DeviceTransferWork::~DeviceTransferWork() {
     if (state_->waited) return;
   }
   try {
-    if (state_->transfer->done()) return;
-    if (state_->runner->poll_aside([state = state_] { return state->transfer->done(); })) return;
+    if (state_->done()) return;
+    if (state_->runner->poll_aside([state = state_] { return state->done(); })) return;
   } catch (const std::exception&) {  // no thread to be had, no driver
   }
   // Given up here, as the state goes; the peer will learn.
 }
 
-bool DeviceTransferWork::isCompleted() { return state_->transfer->done(); }
+bool DeviceTransferWork::isCompleted() { return state_->done(); }
 
 bool DeviceTransferWork::isSuccess() const { return exception() == nullptr; }
 
-std::exception_ptr DeviceTransferWork::exception() const {
-  return failure_of(state_->communicator);
-}
+std::exception_ptr DeviceTransferWork::exception() const { return failure_of(state_->checker); }
 
 bool DeviceTransferWork::wait(std::chrono::milliseconds timeout) {
   if (timeout > kNoTimeout) {
     wait_on_host(
         [&] {
-          check(state_->communicator, *state_->runner);
+          check(state_->checker, *state_->runner);
           return isCompleted();
         },
         *state_->runner, state_->call.operation, rank_, timeout);
   }
+  const c10::DeviceGuard on_device(state_->view.memory.device());
   const auto stream = current_stream(state_->view.memory.device());
   Call call;
   call.timeout = state_->call.timeout;

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -33,8 +34,8 @@ class DeviceWork final : public ::c10d::Work {
   /// `done` was recorded on `stream` behind the call. `held` is empty where the call ran on the
   /// caller's own stream. `captured`: into a graph.
   DeviceWork(int rank, const DeviceCall& call, std::shared_ptr<GroupRunner> runner,
-             std::weak_ptr<Communicator> communicator, c10::Stream stream, c10::Event done,
-             bool captured, std::vector<at::Tensor> outputs, std::vector<at::Tensor> held);
+             std::function<void()> checker, c10::Stream stream, c10::Event done, bool captured,
+             std::vector<at::Tensor> outputs, std::vector<at::Tensor> held);
   ~DeviceWork() override;
 
   bool isCompleted() override;
@@ -56,7 +57,7 @@ class DeviceWork final : public ::c10d::Work {
   const char* const operation_;
   const std::uint64_t sequence_;
   const std::shared_ptr<GroupRunner> runner_;
-  const std::weak_ptr<Communicator> communicator_;  // gone when the group was left in good order
+  const std::function<void()> checker_;  // of the communicator, which may be gone
   const c10::Stream stream_;
   const c10::Event done_;
   const bool captured_;
@@ -69,7 +70,7 @@ class DeviceWork final : public ::c10d::Work {
 class DeviceTransferWork final : public ::c10d::Work {
  public:
   DeviceTransferWork(int rank, const DeviceCall& call, std::shared_ptr<GroupRunner> runner,
-                     std::weak_ptr<Communicator> communicator, std::unique_ptr<Transfer> transfer,
+                     std::function<void()> checker, std::unique_ptr<Transfer> transfer,
                      TensorView view);
   /// One that nobody waited for is finished on the group's own thread.
   ~DeviceTransferWork() override;

@@ -175,6 +175,12 @@ void use_stream(int64_t index, int64_t id) {
   FakeGpu().exchangeStream(c10::Stream(c10::Stream::UNSAFE, device, id));
 }
 
+/// Waits for a stream of a GPU, by its handle.
+void synchronize_stream(int64_t handle) {
+  const c10::Device device(at::kCUDA, 0);
+  FakeGpu().synchronizeStream(c10::Stream(c10::Stream::UNSAFE, device, handle));
+}
+
 TORCH_LIBRARY(fake_gpu, library) {
   library.def("on_gpu(Tensor memory, int index) -> Tensor", &on_gpu);
   library.def("synchronize(int index) -> ()", &synchronize);
@@ -182,6 +188,7 @@ TORCH_LIBRARY(fake_gpu, library) {
   library.def("set_capturing(int index, bool capturing) -> ()", &set_capturing);
   library.def("new_stream(int index) -> int", &new_stream);
   library.def("use_stream(int index, int id) -> ()", &use_stream);
+  library.def("synchronize_stream(int handle) -> ()", &synchronize_stream);
 }
 
 }  // namespace
