@@ -166,9 +166,6 @@ def apart(
     """Whether the first elements of both share no memory, or `part` begins at element `in_place`
     of `whole`."""
 
-def copy(from_: Buffer, to: Buffer, /) -> None:
-    """All elements of one buffer to one of the same length and type."""
-
 @final
 class Reduction:
     """How contributions are combined: SUM, PRODUCT, MAX, MIN, AVG, PREMUL_SUM by a factor; or the
@@ -187,11 +184,12 @@ def create_unique_id() -> bytes:
 
 @final
 class Communicator:
-    """One rank's place in a group, without torch.distributed; csrc/bind_communicator.cpp.
+    """One rank's place in a group, without torch.distributed; csrc/face.h.
 
     The constructor is collective, as every call; `timeout` is that of all, in seconds. Calls check
     nothing that one rank can tell by itself: counts fit, types agree, buffers are on one device.
-    `stream` is a handle of that device; 0 on the CPU. The interpreter's lock is free during calls.
+    `stream` is a handle of that device; None: torch's current one, and on the CPU. The
+    interpreter's lock is free during calls.
 
     Raises:
         ValueError: an id that is none, was used, or is of another host or user; a reduction that
@@ -215,17 +213,24 @@ class Communicator:
         count: int,
         reduction: Reduction,
         root: int | None,
-        stream: int,
+        stream: int | None,
     ) -> None: ...
-    def broadcast(self, send: Buffer | None, recv: Buffer, root: int, stream: int) -> None: ...
-    def gather(self, send: Buffer, recv: Buffer | None, root: int | None, stream: int) -> None: ...
-    def scatter(self, send: Buffer | None, recv: Buffer, root: int, stream: int) -> None: ...
+    def broadcast(
+        self, send: Buffer | None, recv: Buffer, root: int, stream: int | None
+    ) -> None: ...
+    def gather(
+        self, send: Buffer, recv: Buffer | None, root: int | None, stream: int | None
+    ) -> None: ...
+    def scatter(self, send: Buffer | None, recv: Buffer, root: int, stream: int | None) -> None: ...
     def reduce_scatter(
-        self, send: Buffer, recv: Buffer, count: int, reduction: Reduction, stream: int
+        self, send: Buffer, recv: Buffer, count: int, reduction: Reduction, stream: int | None
     ) -> None: ...
-    def all_to_all(self, send: Buffer, recv: Buffer, count: int, stream: int) -> None: ...
-    def send(self, buffer: Buffer, peer: int, stream: int) -> Transfer: ...
-    def recv(self, buffer: Buffer, peer: int, stream: int) -> Transfer: ...
+    def all_to_all(self, send: Buffer, recv: Buffer, count: int, stream: int | None) -> None: ...
+    def send(self, buffer: Buffer, peer: int, stream: int | None) -> Transfer: ...
+    def recv(self, buffer: Buffer, peer: int, stream: int | None) -> Transfer: ...
+    def copy(self, send: Buffer, recv: Buffer, stream: int | None) -> None:
+        """Within this rank's memory."""
+
     def abort(self, reason: str) -> None:
         """Ends every call under way on all ranks. From any thread."""
 

@@ -51,16 +51,22 @@ ARROWS = {
         ["bind_copy.h", "c10d/translate_errors.h", "cuda/kernels.h"],
         [STANDARD, TENSORS, PYTHON],
     ),
-    "bind_communicator.h": (["c10d/backend.h", "c10d/host.h"], [PYTHON]),
-    "bind_communicator.cpp": (
+    "face.h": (
         [
             "bind_buffer.h",
-            "bind_communicator.h",
+            "c10d/backend.h",
+            "c10d/device_connection.h",
             "c10d/group_runner.h",
+            "c10d/host.h",
             "c10d/translate_errors.h",
-            "shm/meetings.h",
             "comm/",
         ],
+        [STANDARD],
+    ),
+    "face.cpp": (["face.h", "c10d/device_work.h"], [STANDARD, TENSORS]),
+    "bind_communicator.h": (["c10d/backend.h", "c10d/host.h"], [PYTHON]),
+    "bind_communicator.cpp": (
+        ["bind_buffer.h", "bind_communicator.h", "face.h", "shm/meetings.h", "comm/"],
         [STANDARD, PYTHON],
     ),
     "interpreter.h": (["c10d/host.h"], []),

@@ -7,8 +7,8 @@
     comm.allreduce(x, x, nccl.SUM)
 
 Buffers are NumPy arrays, torch tensors, anything with Python's buffer protocol or DLPack. In CPU
-memory, the ranks of one host exchange them through shared memory. docs/nccl4py.md says what is
-equal to nccl4py and what differs on purpose.
+memory, the ranks of one host exchange them through shared memory, in CUDA memory through NCCL.
+docs/nccl4py.md says what is equal to nccl4py and what differs on purpose.
 """
 
 from __future__ import annotations

@@ -64,7 +64,13 @@ def _as_tensor(obj: Any, written: bool) -> torch.Tensor | None:
     if hasattr(obj, "__cuda_array_interface__"):
         if not torch.cuda.is_available():
             raise TypeError("is in CUDA memory, and this process sees no GPU")
-        return torch.as_tensor(obj, device="cuda")
+        tensor = torch.as_tensor(obj, device="cuda")
+        if tensor.numel() > 0 and tensor.data_ptr() != obj.__cuda_array_interface__["data"][0]:
+            raise ValueError(  # torch has copied it
+                f"is not on {tensor.device}, the current GPU; make its GPU the current one "
+                "(torch.cuda.device)"
+            )
+        return tensor
     return None
 
 

@@ -154,8 +154,8 @@ class Checks:
             )
         return reduction
 
-    def _stream(self, what: str, stream: Any, buffer: Buffer) -> int:
-        """The handle; 0 on the CPU."""
+    def _stream(self, what: str, stream: Any, buffer: Buffer) -> int | None:
+        """The handle; None for torch's current stream, and on the CPU."""
         if buffer.is_cpu:
             if stream is not None:
                 self._refuse(
@@ -163,9 +163,9 @@ class Checks:
                     "a stream was given, but the buffers are in CPU memory; such a call is done "
                     "when it returns",
                 )
-            return 0
+            return None
         if stream is None:
-            return int(torch.cuda.current_stream(buffer.device).cuda_stream)
+            return None
         device = getattr(stream, "device", buffer.device)
         if device != buffer.device:
             self._refuse(what, f"the stream is of device {device}, buffers are on {buffer.device}")

@@ -1,7 +1,7 @@
-"""`Communicator`: what nccl4py's class of this name does, on CPU memory through shared memory.
+"""`Communicator`: what nccl4py's class of this name does, on CPU memory through shared memory too.
 
 Here are the rules of the calls: which buffer is needed where, which counts fit, what may overlap.
-The memory is moved in csrc/bind_communicator.cpp, which relies on them.
+The memory is moved in csrc/face.cpp, which relies on them.
 """
 
 from __future__ import annotations
@@ -334,7 +334,11 @@ class Communicator(Place):
         handle = self._stream(what, stream, buffer)
         start = partial(translated, raw.send if what == "send" else raw.recv, buffer, other, handle)
         if is_open():
-            defer(Deferred(self._where, self._rank, start, what, other, buffer))
+
+            def copy(sent: Any) -> object:
+                return translated(raw.copy, sent, buffer, handle)
+
+            defer(Deferred(self._where, self._rank, start, what, other, buffer, copy))
         elif other == self._rank:
             self._refuse(what, f"peer {other} is this rank itself; that is possible inside group()")
         else:

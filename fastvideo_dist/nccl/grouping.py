@@ -6,9 +6,9 @@ import contextlib
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
-from fastvideo_dist._compat import extension
 from fastvideo_dist.nccl.errors import NcclInvalid
 
 __all__ = ["Deferred", "defer", "group", "group_end", "group_start", "is_open"]
@@ -26,6 +26,8 @@ class Deferred(NamedTuple):
     """Or "send" or "recv"; these have what follows."""
     peer: int = -1
     buffer: Any = None
+    copy: Callable[[Any], object] | None = None
+    """Of a receive: puts another buffer of this rank there."""
 
 
 class _Open(threading.local):
@@ -76,8 +78,8 @@ def group_end() -> None:
     transfers = [call for call in calls if call.kind != "collective"]
     own = _pairs_with_oneself(transfers)
     under_way = [call.start() for call in transfers if call.peer != call.rank]
-    for sent, received in own:
-        extension().copy(sent, received)
+    for copy in own:
+        copy()
     collectives = [call for call in calls if call.kind == "collective"]
     for call in sorted(collectives, key=lambda call: call.where):  # a stable sort
         call.start()
@@ -102,14 +104,14 @@ def group() -> Iterator[None]:
     group_end()
 
 
-def _pairs_with_oneself(transfers: list[Deferred]) -> list[tuple[Any, Any]]:
-    """The buffers of what ranks send to themselves, first sent first received."""
+def _pairs_with_oneself(transfers: list[Deferred]) -> list[Callable[[], object]]:
+    """What moves what ranks send to themselves, first sent first received."""
     sent: dict[str, deque[Deferred]] = defaultdict(deque)
     received: dict[str, deque[Deferred]] = defaultdict(deque)
     for call in transfers:
         if call.peer == call.rank:
             (sent if call.kind == "send" else received)[call.where].append(call)
-    pairs = []
+    pairs: list[Callable[[], object]] = []
     for where in sent.keys() | received.keys():
         outgoing, incoming = sent[where], received[where]
         if len(outgoing) != len(incoming):
@@ -124,5 +126,11 @@ def _pairs_with_oneself(transfers: list[Deferred]) -> list[tuple[Any, Any]]:
                     f"group_end: rank {send.rank} sends itself {here.dtype} x {here.count} and "
                     f"receives {there.dtype} x {there.count}"
                 )
-            pairs.append((here, there))
+            if here.device != there.device:
+                raise NcclInvalid(
+                    f"group_end: rank {send.rank} sends itself what is on {here.device} and "
+                    f"receives it on {there.device}; they must be on one device"
+                )
+            assert recv.copy is not None
+            pairs.append(partial(recv.copy, here))
     return pairs

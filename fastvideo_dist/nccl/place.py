@@ -23,6 +23,8 @@ __all__ = ["Place"]
 
 _Self = TypeVar("_Self", bound="Place")
 
+_LONGEST = 100 * 365 * 86400.0  # "forever" in seconds, of which clocks of 64 bits hold no more
+
 
 class Place(Checks):
     """Creation, `split` and the end. See `Communicator`."""
@@ -49,7 +51,7 @@ class Place(Checks):
             nranks: 1 to 256, the same on all ranks.
             rank: 0 to nranks - 1, another one on each; every rank is a process of its own.
             unique_id: the same on all ranks, of one rank's `get_unique_id`. It may be used once.
-            config: NCCL's, for which there is no use here; must be None.
+            config: NCCL's settings, which cannot be given here; must be None.
             timeout: of this and every later call, in seconds; 30 minutes if not given.
             name: for messages; made from the id if not given.
             device: where all buffers must be; if not given, each call may choose, alike on all
@@ -84,7 +86,7 @@ class Place(Checks):
         if not isinstance(unique_id, UniqueId):
             raise NcclInvalid(f"unique_id must be a UniqueId, got {type(unique_id).__name__}")
         if config is not None:
-            raise NcclInvalid("config must be None: it is for NCCL, which is not behind this class")
+            raise NcclInvalid("config must be None: settings of NCCL cannot be given here")
         if is_open():
             raise NcclInvalid("init: not between group_start and group_end")
         size = _whole_number("nranks", nranks)
@@ -92,7 +94,7 @@ class Place(Checks):
         if not 0 <= place < size:
             raise NcclInvalid(f"init: rank {place} of {size} ranks; there are 0 to {size - 1}")
         seconds = _seconds(timeout)
-        where = torch.device(device) if device is not None else None
+        where = _device(device)
         raw = translated(extension().Communicator, unique_id.as_bytes, place, size, name, seconds)
         self._settle(raw, place, size, name or raw.name, unique_id.as_bytes.hex(), where)
 
@@ -124,7 +126,7 @@ class Place(Checks):
         except OverflowError:
             self._refuse("split", f"color {color} or key {key} does not fit 64 bits")
         table = array("q", bytes(2 * mine.itemsize * self._size))
-        translated(raw.gather, buffer_of(mine, False), buffer_of(table, True), None, 0)
+        translated(raw.gather, buffer_of(mine, False), buffer_of(table, True), None, None)
         number, self._splits = self._splits, self._splits + 1
         child = type(self)()
         if color is None:
@@ -223,10 +225,21 @@ def _whole_number(name: str, value: Any) -> int:
         raise NcclInvalid(f"init: {name} must be an int, got {type(value).__name__}") from None
 
 
+def _device(device: torch.device | str | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise NcclInvalid(
+            f"init: device {device!r} is none: {str(error).splitlines()[0]}"
+        ) from None
+
+
 def _seconds(timeout: float | timedelta | None) -> float:
     if timeout is None:
         timeout = default_pg_timeout
     seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout)
     if not (math.isfinite(seconds) and seconds >= 0.001):
         raise NcclInvalid(f"init: timeout must be 1 ms or more, got {timeout}")
-    return seconds
+    return min(seconds, _LONGEST)

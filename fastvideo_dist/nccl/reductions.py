@@ -98,7 +98,11 @@ def pre_mul_sum(scalar: Any, datatype: NcclDataType | None) -> CustomRedOp:
     if datatype in _FLOAT8:
         raise NcclInvalid(f"{datatype.name} is moved, but not reduced, by any transport here")
     if datatype in _FLOATS:
-        rounded = torch.tensor(float(value), dtype=torch.float64).to(_FLOATS[datatype]).item()
+        try:
+            wide = torch.tensor(float(value), dtype=torch.float64)
+        except OverflowError:
+            raise NcclInvalid(f"the scalar does not fit {datatype.name}") from None
+        rounded = wide.to(_FLOATS[datatype]).item()
         return CustomRedOp(_Reduction("PREMUL_SUM", factor=rounded), datatype, rounded)
     whole = _whole(value, datatype)
     return CustomRedOp(_Reduction("SUM", multiplier=whole % 2**64), datatype, whole)
@@ -126,13 +130,14 @@ def _value(scalar: Any) -> tuple[float, NcclDataType, bool]:
 
 def _whole(value: float, datatype: NcclDataType) -> int:
     """The integer `value` is, within the range of `datatype`."""
-    if not math.isfinite(value) or int(value) != value:
+    # Of whole numbers nothing passes through a float, which they may not fit.
+    if not isinstance(value, int) and not (math.isfinite(value) and int(value) == value):
         raise NcclInvalid(f"the scalar {value} is no integer, but the data type is {datatype.name}")
     bits = 8 * datatype.itemsize
     least = 0 if datatype.name.startswith("UINT") else -(2 ** (bits - 1))
     most = least + 2**bits - 1
     if not least <= value <= most:
-        raise NcclInvalid(
-            f"the scalar {int(value)} does not fit {datatype.name} ({least} to {most})"
-        )
+        found = int(value)
+        words = str(found) if found.bit_length() <= 128 else f"of {found.bit_length()} bits"
+        raise NcclInvalid(f"the scalar {words} does not fit {datatype.name} ({least} to {most})")
     return int(value)

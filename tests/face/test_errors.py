@@ -11,6 +11,7 @@ import torch
 
 from face.jobs import connect, refused
 from fastvideo_dist import nccl
+from fastvideo_dist.nccl import buffers
 from harness import run_ranks
 
 F = np.zeros
@@ -203,6 +204,16 @@ class OnGpu:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {"shape": (4,), "typestr": "<f4", "data": (1 << 40, False), "version": 3}
+
+
+def test_torch_copies_no_array_of_another_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would, in silence, and the result would be in the copy."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "as_tensor", lambda obj, device: torch.ones(4))
+    with pytest.raises(
+        ValueError, match="is not on cpu, the current GPU; make its GPU the current"
+    ):
+        buffers.buffer_of(OnGpu(), True)
 
 
 def check_cuda(rank: int, world_size: int) -> None:

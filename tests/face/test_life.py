@@ -236,6 +236,7 @@ def check_wrong_init(rank: int, world_size: int) -> None:
         (lambda: Communicator.init(1, 0, good, object()), "config must be None"),  # type: ignore[arg-type]
         (lambda: Communicator.init(1, 0, good, timeout=0), "timeout must be 1 ms or more, got 0"),
         (lambda: Communicator.init(1, 0, good, timeout=float("nan")), "got nan"),
+        (lambda: Communicator.init(1, 0, good, device="gpu"), "device 'gpu' is none: "),
         (lambda: Communicator.init(1, 0, empty), "these 128 bytes are no unique id of this"),
     ]
     for call, words in cases:
@@ -244,7 +245,9 @@ def check_wrong_init(rank: int, world_size: int) -> None:
         refused(lambda: Communicator.init(1, 0, good), "not between group_start and group_end")
     with pytest.raises(nccl.NcclUnsupported, match="300 ranks on one host"):
         Communicator.init(300, 0, get_unique_id(), timeout=5)
-    comm = Communicator.init(1, 0, good, timeout=timedelta(seconds=20))
+    comm = Communicator.init(1, 0, good, timeout=timedelta.max)  # "forever"
+    with comm.split(0) as child:
+        child.allreduce(np.ones(1), np.ones(1), nccl.SUM)
     refused(lambda: Communicator.init(1, 0, good), "has used this unique id already|no longer")
     comm.destroy()
 

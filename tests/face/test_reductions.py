@@ -136,6 +136,9 @@ def check_wrong_scalars(rank: int, world_size: int) -> None:
             (-1, nccl.UINT64, "the scalar -1 does not fit UINT64"),
             (2**63, None, "does not fit INT64"),
             (1.0, nccl.FLOAT8E4M3, "FLOAT8E4M3 is moved, but not reduced"),
+            (10**5000, None, "the scalar of 16610 bits does not fit INT64"),
+            (10**400, nccl.FLOAT32, "the scalar does not fit FLOAT32"),
+            (float("inf"), nccl.INT32, "the scalar inf is no integer"),
             (1.0, 7, "datatype must be an NcclDataType, got 7"),
         ]
         for scalar, datatype, words in cases:
