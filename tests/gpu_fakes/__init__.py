@@ -26,7 +26,7 @@ ROOT = HERE.parent.parent
 TABLES = ROOT / "tests/cpp/nccl"
 SOURCES = [
     HERE / "library.cpp",
-    *(TABLES / f"fake_{name}.cpp" for name in ["cuda", "nccl", "reduce"]),
+    *(TABLES / f"fake_{name}.cpp" for name in ["cuda", "nccl", "post", "reduce"]),
     ROOT / "tests/cpp/cuda/fake_kernels.cpp",
 ]
 HEADERS = [

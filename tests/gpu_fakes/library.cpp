@@ -21,7 +21,8 @@ const NcclApi& nccl() {
     if (const char* version = std::getenv("FAKE_NCCL_VERSION")) faults.version = std::atoi(version);
     fvd::test::set_faults(faults);
     const char* folder = std::getenv("FAKE_NCCL_FOLDER");
-    return fvd::test::fake_nccl(folder == nullptr ? "/nonexistent" : folder);
+    return fvd::test::fake_nccl(folder == nullptr ? "/nonexistent" : folder,
+                                fvd::test::Between::kProcesses);
   }();
   return api;
 }

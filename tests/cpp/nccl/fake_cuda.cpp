@@ -61,6 +61,8 @@ struct FakeEvent {
   long recorded = 0, passed = 0;
 };
 
+constexpr auto kCaptureUnsupported = static_cast<CudaResult>(900);
+
 struct World {
   std::mutex mutex;
   std::map<void*, std::shared_ptr<FakeStream>> streams;
@@ -69,6 +71,8 @@ struct World {
   std::vector<UserObjectOfFake> of_graphs;
   unsigned long long captures = 0;
   std::atomic<long> queries{0}, switches{0}, allocations{0};
+  std::atomic<long> under_way{0};  // captures
+  std::atomic<bool> strict_captures{false};
   std::atomic<int> next_query{0};
 };
 World& world() {
@@ -76,6 +80,7 @@ World& world() {
   return *world;
 }
 thread_local int current_device = 0;
+thread_local CaptureMode capture_mode = CaptureMode::kGlobal;
 
 std::shared_ptr<FakeStream> stream_of(CudaStream handle) {
   World& w = world();
@@ -132,7 +137,7 @@ CudaResult stream_is_capturing(CudaStream handle, CaptureStatus* status) {
   return CudaResult::kSuccess;
 }
 CudaResult exchange_capture_mode(CaptureMode* mode) {
-  *mode = CaptureMode::kGlobal;
+  std::swap(capture_mode, *mode);
   return CudaResult::kSuccess;
 }
 CudaResult event_create(CudaEvent* handle, unsigned) {
@@ -178,6 +183,9 @@ CudaResult stream_wait_event(CudaStream stream, CudaEvent handle, unsigned) {
 }
 CudaResult event_query(CudaEvent handle) {
   ++world().queries;
+  // It would end the capture, whoever's it is.
+  if (world().strict_captures && world().under_way > 0 && capture_mode != CaptureMode::kRelaxed)
+    return kCaptureUnsupported;
   if (const int failure = world().next_query.exchange(0)) return static_cast<CudaResult>(failure);
   const auto event = event_of(handle);
   const std::lock_guard lock(event->mutex);
@@ -278,8 +286,10 @@ void set_capturing(nccl::CudaStream stream, bool capturing) {
   World& w = world();
   const std::lock_guard lock(w.mutex);
   if (capturing) found->capture = ++w.captures;
-  found->capturing = capturing;
+  if (found->capturing.exchange(capturing) != capturing) w.under_way += capturing ? 1 : -1;
 }
+
+void set_strict_captures(bool strict) { world().strict_captures = strict; }
 
 void destroy_graphs() {
   World& w = world();

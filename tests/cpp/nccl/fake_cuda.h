@@ -26,6 +26,10 @@ void enqueue_on(nccl::CudaStream stream, std::function<void()> work);
 /// with false: it still runs, which is enough to see who asks what.
 void set_capturing(nccl::CudaStream stream, bool capturing);
 
+/// From here on an event query by a thread without relaxed rules fails while anybody captures, as
+/// it does in CUDA.
+void set_strict_captures(bool strict);
+
 /// The graphs of all captures so far go, and so do what was instantiated from them.
 void destroy_graphs();
 

@@ -10,9 +10,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -20,13 +18,13 @@
 #include <utility>
 
 #include "nccl/fake_cuda.h"
+#include "nccl/fake_post.h"
 #include "nccl/fake_reduce.h"
 
 namespace fvd::test {
 namespace {
 
 using namespace fvd::nccl;
-using Bytes = std::vector<char>;
 
 struct FakeComm {
   std::string folder;
@@ -74,31 +72,27 @@ struct Aborted {};
 
 template <typename Ready>
 void wait_until(const FakeComm& comm, Ready&& ready) {
-  auto pause = std::chrono::microseconds{10};
   while (!ready()) {
     if (comm.aborted) throw Aborted{};
-    std::this_thread::sleep_for(pause);
-    pause = std::min(pause * 2, std::chrono::microseconds{500});
+    post().wait_a_little();
   }
 }
 
-std::string file_of(const FakeComm& comm, int from, int to, long number) {
+std::string name_of(const FakeComm& comm, int from, int to, long number) {
   return comm.folder + "/" + std::to_string(from) + "." + std::to_string(to) + "." +
          std::to_string(number);
 }
 
-/// Returns the file, which is gone once the message has been received.
+/// Returns what is gone once the message has been received.
 std::string put(FakeComm& comm, int to, const void* data, std::size_t bytes) {
   long number = 0;
   {
     const std::lock_guard lock(comm.mutex);
     number = comm.sent[to]++;
   }
-  const std::string file = file_of(comm, comm.rank, to, number);
-  std::ofstream(file + ".draft", std::ios::binary)
-      .write(static_cast<const char*>(data), static_cast<std::streamsize>(bytes));
-  std::filesystem::rename(file + ".draft", file);
-  return file;
+  const std::string name = name_of(comm, comm.rank, to, number);
+  post().put(name, {static_cast<const char*>(data), bytes});
+  return name;
 }
 
 Bytes get(FakeComm& comm, int from) {
@@ -107,15 +101,9 @@ Bytes get(FakeComm& comm, int from) {
     const std::lock_guard lock(comm.mutex);
     number = comm.received[from]++;
   }
-  const std::string file = file_of(comm, from, comm.rank, number);
-  wait_until(comm, [&] { return access(file.c_str(), F_OK) == 0; });
-  Bytes bytes;
-  {
-    std::ifstream in(file, std::ios::binary);
-    bytes.assign(std::istreambuf_iterator<char>(in), {});
-  }
-  std::filesystem::remove(file);
-  return bytes;
+  const std::string name = name_of(comm, from, comm.rank, number);
+  wait_until(comm, [&] { return post().has(name); });
+  return post().take(name);
 }
 
 /// One call of a group, in the three steps all of its calls take together: what it sends must be
@@ -164,14 +152,13 @@ void run(const std::shared_ptr<FakeComm>& comm, const std::vector<Step>& steps) 
   try {
     const Running running(*comm);
     if (faults().calls_hang) wait_until(*comm, [] { return false; });
-    std::vector<std::string> files;
+    std::vector<std::string> sent;
     for (const Step& step : steps) {
       auto mine = step.send(*comm);
-      if (step.waits_for_receivers) files.insert(files.end(), mine.begin(), mine.end());
+      if (step.waits_for_receivers) sent.insert(sent.end(), mine.begin(), mine.end());
     }
     for (const Step& step : steps) step.receive(*comm);
-    for (const std::string& file : files)
-      wait_until(*comm, [&] { return access(file.c_str(), F_OK) != 0; });
+    for (const std::string& name : sent) wait_until(*comm, [&] { return !post().has(name); });
   } catch (const Aborted&) {  // the kernels return, whatever they had done
   }
 }
@@ -431,11 +418,12 @@ Result destroy_op(WireOp, Comm) {
 
 }  // namespace
 
-nccl::NcclApi fake_nccl(const std::string& folder) {
+nccl::NcclApi fake_nccl(const std::string& folder, Between between) {
   {
     const std::lock_guard lock(world().mutex);
     world().folder = folder;
   }
+  post().share(between);
   nccl::NcclApi api;
   api.get_version = get_version;
   api.get_unique_id = get_unique_id;

@@ -1,17 +1,18 @@
-// An NCCL that really moves data, between threads or processes of one host: through files in a
-// folder. Calls are enqueued on the streams of fake_cuda.h; a send is done when it was received, a
-// group is one piece of work. Reductions are in the order of the ranks.
+// An NCCL that really moves data, between threads or processes of one host. Calls are enqueued on
+// the streams of fake_cuda.h; a send is done when it was received, a group is one piece of work.
+// Reductions are in the order of the ranks.
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "nccl/fake_post.h"
 #include "nccl/nccl_api.h"
 
 namespace fvd::test {
 
 /// The table. Folders of communicators are made in `folder`, which must be empty and outlive them.
-nccl::NcclApi fake_nccl(const std::string& folder);
+nccl::NcclApi fake_nccl(const std::string& folder, Between between = Between::kThreads);
 
 /// What the fake does beside its duty. Of this process; set before the calls it is about.
 struct FakeNcclFaults {

@@ -215,6 +215,30 @@ TEST_F(NcclCommunicatorTest, AnAbortDoesNotWaitForGraphs) {
   destroy_graphs();
 }
 
+TEST_F(NcclCommunicatorTest, TheWatchdogEndsNoCaptureOfAnother) {
+  const auto endings = run(1, [](Communicator& g, int) {
+    float value = 1;
+    FakeNcclFaults faults;
+    faults.calls_hang = true;
+    set_faults(faults);
+    g.all_reduce(&value, &value, 1, kFloats, {}, {});  // is looked at again and again
+    nccl::CudaStream other = nullptr;
+    fake_cuda().stream_create(&other, nccl::kStreamNonBlocking, 0);
+    set_strict_captures(true);
+    set_capturing(other, true);
+    const long before = event_queries();
+    while (event_queries() < before + 5) std::this_thread::yield();
+    set_capturing(other, false);
+    set_strict_captures(false);
+    fake_cuda().stream_destroy(other);
+    g.check();
+    g.abort("enough");
+    synchronize();
+    return "well";
+  });
+  EXPECT_EQ(endings[0].words, "well") << endings[0];
+}
+
 TEST_F(NcclCommunicatorTest, ATransferIsCapturedOnceTheRanksAreConnected) {
   const auto endings = run(2, [](Communicator& g, int rank) {
     float value = static_cast<float>(rank);
