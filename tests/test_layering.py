@@ -51,18 +51,7 @@ ARROWS = {
         ["bind_copy.h", "c10d/translate_errors.h", "cuda/kernels.h"],
         [STANDARD, TENSORS, PYTHON],
     ),
-    "face.h": (
-        [
-            "bind_buffer.h",
-            "c10d/backend.h",
-            "c10d/device_connection.h",
-            "c10d/group_runner.h",
-            "c10d/host.h",
-            "c10d/translate_errors.h",
-            "comm/",
-        ],
-        [STANDARD],
-    ),
+    "face.h": (["bind_buffer.h", "c10d/", "comm/"], [STANDARD]),
     "face.cpp": (["face.h", "c10d/device_work.h"], [STANDARD, TENSORS]),
     "bind_communicator.h": (["c10d/backend.h", "c10d/host.h"], [PYTHON]),
     "bind_communicator.cpp": (

@@ -123,12 +123,13 @@ void Control::check_group() const {
 }
 
 void Control::check_everybody() {
-  check_group();
-  for (int member = 0; member < context_.size; ++member) {
-    const auto why = gone(member);
-    if (!why) continue;
+  try {
+    check_group();
+    for (int member = 0; member < context_.size; ++member)
+      if (const auto why = gone(member)) throw *why;
+  } catch (const Error&) {
     if (!missed_) missed_ = Clock::now();
-    if (Clock::now() - *missed_ >= kGrace) throw *why;
+    if (Clock::now() - *missed_ >= kGrace) throw;
   }
 }
 

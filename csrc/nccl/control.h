@@ -56,8 +56,8 @@ class Control {
   /// Why `member` will do no more; nothing if it is there.
   std::optional<Error> gone(int member) const;
 
-  /// @throws Error what another rank gave up for, with its kind; kPeerLost if one has been gone for
-  ///         kGrace. For one thread.
+  /// While NCCL connects. @throws Error what another rank gave up for, with its kind, or kPeerLost
+  ///         if one has gone: after kGrace, as it may have done its part before. For one thread.
   void check_everybody();
 
   /// Breaks the group for all ranks, which learn the kind too.
@@ -91,7 +91,7 @@ class Control {
   Batch outgoing_, incoming_;
   std::unique_ptr<Transfer> sending_, receiving_;
   std::deque<Record> ahead_;                 // the neighbour's calls that this rank has not come to
-  std::optional<Clock::time_point> missed_;  // when check_everybody() first saw that one is gone
+  std::optional<Clock::time_point> missed_;  // when check_everybody() first saw that one had gone
 };
 
 template <typename T>

@@ -87,12 +87,12 @@ void Core::meet(const std::function<Libraries()>& load, const NcclGroupOptions& 
   auto hellos = control_.exchange(mine, call);
   if (own)
     throw Error(own->kind(),
-                text("fastvideo: ", context_->where(), " cannot connect its GPUs: ", own->what()));
+                text("fastvideo: ", context_->where(), " cannot connect its GPU: ", own->what()));
   for (std::size_t rank = 0; rank < hellos.size(); ++rank) {
     Hello& other = hellos[rank];
     other.words[sizeof(other.words) - 1] = '\0';
     FVD_CHECK(other.usable == 1, kUnsupported, "fastvideo: ", context_->where(), ": rank ", rank,
-              " has no NCCL: ", other.words);
+              " cannot connect its GPU: ", other.words);
     FVD_CHECK(other.version == mine.version && other.check == mine.check, kLibrary,
               "fastvideo: ", context_->where(), " has NCCL ", version_text(mine.version), " (",
               context_->nccl.path, ") and FASTVIDEO_DIST_NCCL_CHECK=", words_of(mine.check),

@@ -3,6 +3,7 @@
 #include <signal.h>
 
 #include <cstdlib>
+#include <system_error>
 #include <thread>
 
 #include "nccl/core.h"
@@ -33,9 +34,17 @@ void Core::start_watchdog() {
   sigset_t before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);  // Ctrl-C belongs to the threads that wait
-  watchdog_ = std::thread([this] { watch(); });
-  pthread_setname_np(watchdog_.native_handle(), "fastvideo-nccl");
+  std::optional<Error> failure;
+  try {
+    watchdog_ = std::thread([this] { watch(); });
+    pthread_setname_np(watchdog_.native_handle(), "fastvideo-nccl");
+  } catch (const std::system_error& error) {
+    failure = Error(Kind::kSystem, context_->told(text("no thread to watch it: ", error.what())));
+  }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (!failure) return;
+  control_.abort(failure->kind(), failure->what());
+  throw *failure;
 }
 
 void Core::watch() {

@@ -170,7 +170,7 @@ TEST_F(NcclFailureTest, AllLearnThatOneHasNoLibrary) {
     EXPECT_TRUE(ending.threw(Kind::kUnsupported)) << ending;
     EXPECT_TRUE(ending.says("nothing was found in a long search")) << ending;
   }
-  EXPECT_TRUE(endings[0].says("rank 1 has no NCCL")) << endings[0];
+  EXPECT_TRUE(endings[0].says("rank 1 cannot connect its GPU")) << endings[0];
 }
 
 TEST_F(NcclFailureTest, RanksOfDifferentVersionsDoNotConnect) {

@@ -50,12 +50,15 @@ class NcclWorld {
 /// Waits until `stream` (null: the thread's device's) has done what is enqueued.
 inline void synchronize(Stream stream = {}) {
   const auto cuda = fake_cuda();
+  nccl::CaptureMode rules = nccl::CaptureMode::kRelaxed;  // another rank may capture
+  cuda.exchange_capture_mode(&rules);
   nccl::CudaEvent event = nullptr;
   cuda.event_create(&event, nccl::kEventDisableTiming);
   cuda.event_record(event, static_cast<nccl::CudaStream>(stream.handle));
   while (cuda.event_query(event) == nccl::CudaResult::kNotReady)
     std::this_thread::sleep_for(std::chrono::microseconds{20});
   cuda.event_destroy(event);
+  cuda.exchange_capture_mode(&rules);
 }
 
 /// A transport of streams as one whose calls return when they are done, which is what the contract
