@@ -157,6 +157,14 @@ test-torch: $(TOOLS_READY)  ## the backend's tests on another torch VERSION=2.15
 	bin/pytest -c ../pyproject.toml --rootdir .. $(PYTEST_ARGS) \
 	    ../tests/c10d ../tests/test_registration.py $(addprefix ../,$(wildcard tests/ops))
 
+# With what is there: no tools, no downloads, nothing is installed. Warnings of another compiler are
+# none of these tests' business.
+GPU_PYTHON ?= $(or $(PYTHON),python3)
+.PHONY: test-gpu
+test-gpu:  ## tests/gpu on this machine's GPU, with the torch of GPU_PYTHON=python3
+	FASTVIDEO_DIST_WERROR=0 $(GPU_PYTHON) setup.py --quiet build_ext --inplace
+	$(GPU_PYTHON) -m pytest -o addopts=-ra tests/gpu $(PYTEST_ARGS)
+
 # ---- use ---------------------------------------------------------------------------------------
 
 .PHONY: demo
