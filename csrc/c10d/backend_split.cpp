@@ -1,5 +1,6 @@
 // Groups made of a group: torch.distributed.split_group.
 #include <algorithm>
+#include <string>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <utility>
 
@@ -43,11 +44,14 @@ c10::intrusive_ptr<::c10d::Backend> FastVideoBackend::split(
   }
   c10::intrusive_ptr<::c10d::Backend> made;
   runner_->host().run_unlocked([&] {
-    // torch gives a name again once its group was destroyed, and what that one said is still there.
-    // All of its ranks come equally often, so they count alike.
-    const auto turn = store->add(text("split/", rank_), 1);
+    // Groups of other ranks may have this name too. And torch gives a name again once its group was
+    // destroyed, while what that one said is still there: all of its ranks come equally often, so
+    // they count alike.
+    std::string place = "split";
+    for (const int rank : ranks) place += text("_", rank);
+    const auto turn = store->add(text(place, "/", rank_), 1);
     made = c10::make_intrusive<FastVideoBackend>(
-        c10::make_intrusive<::c10d::PrefixStore>(text("split/", turn, "/"), store),
+        c10::make_intrusive<::c10d::PrefixStore>(text(place, "/", turn, "/"), store),
         static_cast<int>(me - ranks.begin()), static_cast<int>(ranks.size()), own, factory_,
         runner_->host());
   });
