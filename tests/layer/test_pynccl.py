@@ -142,7 +142,8 @@ def gradients(control: Control, fakes: Fakes, folder: str) -> list[Any]:
     for comm in (own, layer):
         x = on_gpu(torch.full((2,), control.rank + 1.0)).requires_grad_()
         y = comm.all_reduce(x)  # type: ignore[attr-defined]
-        dx = gradient(y, on_gpu(torch.full((2,), control.rank + 5.0)))
+        dy = on_gpu(torch.full((2,), control.rank + 5.0))  # there until the stream has read it
+        dx = gradient(y, dy)
         seen.append((y.detach().cpu().tolist(), dx.cpu().tolist()))
     largest = own.all_reduce(on_gpu(torch.ones(1)).requires_grad_(), ReduceOp.MAX)
     with pytest.raises(NotImplementedError, match="only SUM and AVG have"):
