@@ -14,6 +14,10 @@ from fastvideo_dist.nccl.errors import NcclInvalid
 __all__ = ["Deferred", "defer", "group", "group_end", "group_start", "is_open"]
 
 
+def _no_receive(_: Any) -> object:
+    raise TypeError("only a receive has a buffer to copy to")
+
+
 class Deferred(NamedTuple):
     """A call whose arguments have been checked."""
 
@@ -26,7 +30,7 @@ class Deferred(NamedTuple):
     """Or "send" or "recv"; these have what follows."""
     peer: int = -1
     buffer: Any = None
-    copy: Callable[[Any], object] | None = None
+    copy: Callable[[Any], object] = _no_receive
     """Of a receive: puts another buffer of this rank there."""
 
 
@@ -131,6 +135,5 @@ def _pairs_with_oneself(transfers: list[Deferred]) -> list[Callable[[], object]]
                     f"group_end: rank {send.rank} sends itself what is on {here.device} and "
                     f"receives it on {there.device}; they must be on one device"
                 )
-            assert recv.copy is not None
             pairs.append(partial(recv.copy, here))
     return pairs
