@@ -60,6 +60,18 @@ Control::Control(std::unique_ptr<Communicator> group, const Context& context)
 
 Control::~Control() = default;
 
+/// An abort that another rank's mismatch led to is a mismatch here too.
+void Control::gather(const ConstBlock& mine, const std::vector<Block>& all, const Call& call) {
+  Call host = call;
+  host.stream = {};
+  host.timeout = context_.timeout_of(call);
+  try {
+    group_->all_gather(mine, all, DataType::kUInt8, host);
+  } catch (const Error& error) {
+    throw Error(relayed_kind(error), error.what());
+  }
+}
+
 void Control::check_before(const Record& record, const Call& call) {
   const auto records = exchange(record, call);
   for (const Record& other : records) {

@@ -72,6 +72,7 @@ class Control {
     Record records[kBatch] = {};
   };
 
+  void gather(const ConstBlock& mine, const std::vector<Block>& all, const Call& call);
   void check_group() const;
   bool send_records();
   void receive_records();
@@ -99,11 +100,7 @@ std::vector<T> Control::exchange(const T& mine, const Call& call) {
   std::vector<T> all(static_cast<std::size_t>(context_.size));
   std::vector<Block> blocks;
   for (T& one : all) blocks.push_back(contiguous_block(static_cast<void*>(&one), sizeof(T)));
-  Call host = call;
-  host.stream = {};
-  host.timeout = context_.timeout_of(call);
-  group_->all_gather(contiguous_block(static_cast<const void*>(&mine), sizeof(T)), blocks,
-                     DataType::kUInt8, host);
+  gather(contiguous_block(static_cast<const void*>(&mine), sizeof(T)), blocks, call);
   return all;
 }
 
