@@ -31,6 +31,16 @@ Kind relayed_kind(const Error& error) {
   return error.kind();
 }
 
+/// What `body` returns. What another rank gave up for keeps its kind.
+template <typename Body>
+auto relayed(Body&& body) {
+  try {
+    return body();
+  } catch (const Error& error) {
+    throw Error(relayed_kind(error), error.what());
+  }
+}
+
 /// Who calls what, the fewest first. @throws Error(kMismatch)
 [[noreturn]] void throw_mismatch(const Context& context, const std::vector<Record>& records) {
   std::vector<std::pair<Record, std::vector<int>>> parties;
@@ -60,16 +70,14 @@ Control::Control(std::unique_ptr<Communicator> group, const Context& context)
 
 Control::~Control() = default;
 
-/// An abort that another rank's mismatch led to is a mismatch here too.
+Call Control::on_host(Call call) const {
+  call.stream = {};
+  call.timeout = context_.timeout_of(call);
+  return call;
+}
+
 void Control::gather(const ConstBlock& mine, const std::vector<Block>& all, const Call& call) {
-  Call host = call;
-  host.stream = {};
-  host.timeout = context_.timeout_of(call);
-  try {
-    group_->all_gather(mine, all, DataType::kUInt8, host);
-  } catch (const Error& error) {
-    throw Error(relayed_kind(error), error.what());
-  }
+  relayed([&] { group_->all_gather(mine, all, DataType::kUInt8, on_host(call)); });
 }
 
 void Control::check_before(const Record& record, const Call& call) {
@@ -88,10 +96,7 @@ void Control::check_lengths(const std::vector<std::uint64_t>& sent,
     out.push_back(contiguous_block(static_cast<const void*>(&sent[peer]), sizeof(sent[peer])));
     in.push_back(contiguous_block(static_cast<void*>(&told[peer]), sizeof(told[peer])));
   }
-  Call host = call;
-  host.stream = {};
-  host.timeout = context_.timeout_of(call);
-  group_->all_to_all(out, in, DataType::kUInt64, true, host);
+  relayed([&] { group_->all_to_all(out, in, DataType::kUInt64, true, on_host(call)); });
   std::int32_t wrong = -1;
   for (std::size_t peer = 0; peer < told.size(); ++peer)
     if (told[peer] != expected[peer]) wrong = static_cast<std::int32_t>(peer);
@@ -111,6 +116,10 @@ void Control::check_lengths(const std::vector<std::uint64_t>& sent,
   }
 }
 
+void Control::barrier(const Call& call) {
+  relayed([&] { group_->barrier(on_host(call)); });
+}
+
 void Control::note(const Record& record) {
   if (context_.size == 1) return;
   const std::lock_guard lock(mutex_);
@@ -127,11 +136,7 @@ void Control::look() {
 }
 
 void Control::check_group() const {
-  try {
-    group_->check();
-  } catch (const Error& error) {
-    throw Error(relayed_kind(error), error.what());
-  }
+  relayed([&] { group_->check(); });
 }
 
 void Control::check_everybody() {

@@ -43,6 +43,9 @@ class Control {
   void check_lengths(const std::vector<std::uint64_t>& sent,
                      const std::vector<std::uint64_t>& expected, const Call& call);
 
+  /// Waits until all ranks have come.
+  void barrier(const Call& call);
+
   /// Lets this rank's neighbour compare `record` while the call runs.
   void note(const Record& record);
 
@@ -72,6 +75,8 @@ class Control {
     Record records[kBatch] = {};
   };
 
+  /// `call` as the CPU's group takes it.
+  Call on_host(Call call) const;
   void gather(const ConstBlock& mine, const std::vector<Block>& all, const Call& call);
   void check_group() const;
   bool send_records();

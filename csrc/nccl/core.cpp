@@ -238,10 +238,7 @@ void Core::barrier(const Call& call) {
     wait_for_stream(record, call);
     compare(record, call, nullptr);
     if (check_ == NcclCheck::kBefore) return;  // comparing was one
-    Call host = call;
-    host.stream = {};
-    host.timeout = context_->timeout_of(call);
-    control_.group().barrier(host);
+    control_.barrier(call);
   });
 }
 
