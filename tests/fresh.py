@@ -124,6 +124,14 @@ class FreshRanks:
                 self._fail(f"rank {rank} did not exit within {within:g} s")
         return [self._outcome(rank) for rank in wanted]
 
+    def values(self, within: float = 30.0) -> list[Any]:
+        """What each rank returned, by rank, once all have ended; none may have raised."""
+        outcomes = self.outcomes(within=within)
+        for outcome in outcomes:
+            assert outcome.report is not None, str(outcome)
+            assert not outcome.raised, str(outcome)
+        return [outcome.report.value for outcome in outcomes if outcome.report]
+
     def _outcome(self, rank: int) -> Outcome:
         return Outcome(rank, self._reports[rank], self._processes[rank].exitcode)
 

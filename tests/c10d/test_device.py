@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 import gpu_fakes
-from fresh import Outcome, fresh_ranks
+from fresh import Outcome
 from gpu_fakes import Fakes, on_gpu, synchronize
+from gpu_fakes.ranks import gpu_ranks, run_gpu_ranks
 from rank_process import Control
 
 WORLD = 2
 
 
-@pytest.fixture(scope="module")
-def fakes() -> Fakes:
-    return gpu_fakes.built()
-
-
-@pytest.fixture
-def folder() -> Iterator[str]:
-    """Where the fake NCCL's data changes hands."""
-    with tempfile.TemporaryDirectory() as path:
-        yield path
-
-
-def run(
-    fn: Callable[..., Any], fakes: Fakes, folder: str, world_size: int = WORLD, **kwargs: Any
-) -> list[Any]:
-    with fresh_ranks(fn, world_size, fakes=fakes, folder=folder, **kwargs) as ranks:
-        outcomes = ranks.outcomes(within=60)
-    for outcome in outcomes:
-        assert outcome.report is not None, str(outcome)
-        assert not outcome.raised, str(outcome)
-    return [outcome.report.value for outcome in outcomes if outcome.report]
+run = partial(run_gpu_ranks, world_size=WORLD)
 
 
 def join(control: Control, fakes: Fakes, folder: str, **kwargs: Any) -> None:
@@ -100,8 +80,8 @@ def every_collective(control: Control, fakes: Fakes, folder: str) -> dict[str, l
     return {name: memory.tolist() for name, memory in seen.items()}
 
 
-def test_every_collective(fakes: Fakes, folder: str) -> None:
-    zero, one = run(every_collective, fakes, folder)
+def test_every_collective() -> None:
+    zero, one = run(every_collective)
     both = {
         "all_reduce": [3.0, 21.0],
         "avg": [1.5, 10.5],
@@ -148,8 +128,8 @@ def every_dtype(control: Control, fakes: Fakes, folder: str) -> list[str]:
     return wrong
 
 
-def test_every_dtype_is_moved(fakes: Fakes, folder: str) -> None:
-    assert run(every_dtype, fakes, folder) == [[], []]
+def test_every_dtype_is_moved() -> None:
+    assert run(every_dtype) == [[], []]
 
 
 def asynchronous(control: Control, fakes: Fakes, folder: str) -> dict[str, Any]:
@@ -182,8 +162,8 @@ def asynchronous(control: Control, fakes: Fakes, folder: str) -> dict[str, Any]:
     return facts
 
 
-def test_an_asynchronous_call_orders_streams(fakes: Fakes, folder: str) -> None:
-    for rank, facts in enumerate(run(asynchronous, fakes, folder)):
+def test_an_asynchronous_call_orders_streams() -> None:
+    for rank, facts in enumerate(run(asynchronous)):
         assert facts["value"] == [4.0]
         assert facts["done"]
         assert facts["future"]
@@ -222,7 +202,7 @@ def bad_calls(control: Control, fakes: Fakes, folder: str) -> list[tuple[str, st
     return said
 
 
-def test_wrong_arguments_are_named(fakes: Fakes, folder: str) -> None:
+def test_wrong_arguments_are_named() -> None:
     wanted = [
         ("ValueError", "works on cuda:0 but the tensor is on cuda:1"),
         ("ValueError", "another tensor of this call is on cuda:"),
@@ -232,7 +212,7 @@ def test_wrong_arguments_are_named(fakes: Fakes, folder: str) -> None:
         ("NotImplementedError", "NCCL receives from a rank that is named"),
         ("ValueError", "receive into a contiguous one"),
     ]
-    for said in run(bad_calls, fakes, folder):
+    for said in run(bad_calls):
         for (kind, words), (wanted_kind, part) in zip(said, wanted, strict=True):
             assert kind == wanted_kind, words
             assert part in words
@@ -255,8 +235,8 @@ def no_library(control: Control, fakes: Fakes, folder: str) -> tuple[str, str]:
     return said
 
 
-def test_a_rank_without_nccl_is_told_to_all(fakes: Fakes, folder: str) -> None:
-    for kind, words in run(no_library, fakes, folder):
+def test_a_rank_without_nccl_is_told_to_all() -> None:
+    for kind, words in run(no_library):
         assert kind == "NotImplementedError"
         assert "no usable NCCL library" in words
         assert "No such file" in words
@@ -283,8 +263,8 @@ def until_killed(control: Control, fakes: Fakes, folder: str) -> str:
     return "nothing"
 
 
-def test_a_killed_rank_ends_what_runs(fakes: Fakes, folder: str) -> None:
-    with fresh_ranks(until_killed, WORLD, fakes=fakes, folder=folder) as ranks:
+def test_a_killed_rank_ends_what_runs() -> None:
+    with gpu_ranks(until_killed, WORLD) as ranks:
         ranks.wait_until("connected")
         ranks.wait_until("waiting", [0])
         at = ranks.kill(1)
@@ -303,5 +283,5 @@ def exit_without_destroy(control: Control, fakes: Fakes, folder: str) -> list[fl
     return memory.tolist()
 
 
-def test_a_process_may_end_without_destroying(fakes: Fakes, folder: str) -> None:
-    assert run(exit_without_destroy, fakes, folder) == [[2.0], [2.0]]
+def test_a_process_may_end_without_destroying() -> None:
+    assert run(exit_without_destroy) == [[2.0], [2.0]]

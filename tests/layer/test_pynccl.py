@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,32 +17,14 @@ from fastvideo_dist.device_communicators.cuda_communicator import CudaCommunicat
 from fastvideo_dist.device_communicators.pynccl import PyNcclCommunicator
 from fastvideo_dist.graph_capture import connect_gpus
 from fastvideo_dist.stateless_process_group import StatelessProcessGroup
-from fresh import fresh_ranks
 from gpu_fakes import Fakes, on_gpu
+from gpu_fakes.ranks import run_gpu_ranks
 from rank_process import Control
 
 WORLD = 2
 
 
-@pytest.fixture(scope="module")
-def fakes() -> Fakes:
-    return gpu_fakes.built()
-
-
-@pytest.fixture
-def folder() -> Iterator[str]:
-    """Where the fake NCCL's data changes hands."""
-    with tempfile.TemporaryDirectory() as path:
-        yield path
-
-
-def run(fn: Callable[..., Any], fakes: Fakes, folder: str, **kwargs: Any) -> list[Any]:
-    with fresh_ranks(fn, WORLD, fakes=fakes, folder=folder, **kwargs) as ranks:
-        outcomes = ranks.outcomes(within=120)
-    for outcome in outcomes:
-        assert outcome.report is not None, str(outcome)
-        assert not outcome.raised, str(outcome)
-    return [outcome.report.value for outcome in outcomes if outcome.report]
+run = partial(run_gpu_ranks, world_size=WORLD, within=120)
 
 
 def world(control: Control, fakes: Fakes, folder: str) -> Any:
@@ -104,8 +86,8 @@ def over_c10d(control: Control, fakes: Fakes, folder: str) -> dict[str, list[flo
     return seen
 
 
-def test_every_call_over_a_c10d_group(fakes: Fakes, folder: str) -> None:
-    check_calls(run(over_c10d, fakes, folder))
+def test_every_call_over_a_c10d_group() -> None:
+    check_calls(run(over_c10d))
 
 
 def stateless(control: Control, fakes: Fakes, folder: str, port: int) -> dict[str, list[float]]:
@@ -120,11 +102,11 @@ def stateless(control: Control, fakes: Fakes, folder: str, port: int) -> dict[st
     return seen
 
 
-def test_every_call_over_a_stateless_group(fakes: Fakes, folder: str) -> None:
+def test_every_call_over_a_stateless_group() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    check_calls(run(stateless, fakes, folder, port=port))
+    check_calls(run(stateless, port=port))
 
 
 def gradient(y: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
@@ -153,8 +135,8 @@ def gradients(control: Control, fakes: Fakes, folder: str) -> list[Any]:
     return seen
 
 
-def test_all_reduce_is_differentiable(fakes: Fakes, folder: str) -> None:
-    for seen in run(gradients, fakes, folder):
+def test_all_reduce_is_differentiable() -> None:
+    for seen in run(gradients):
         assert seen == [([3.0, 3.0], [11.0, 11.0])] * 2
 
 
@@ -177,9 +159,9 @@ def cuda_communicator(control: Control, fakes: Fakes, folder: str) -> list[Any]:
     return [t.cpu().tolist() for t in (received, gathered, summed)]
 
 
-def test_the_cuda_communicator(fakes: Fakes, folder: str) -> None:
+def test_the_cuda_communicator() -> None:
     mine = [torch.arange(4.0).view(2, 2).t() + rank for rank in range(WORLD)]
-    for rank, seen in enumerate(run(cuda_communicator, fakes, folder)):
+    for rank, seen in enumerate(run(cuda_communicator)):
         want = [mine[1 - rank], torch.cat(mine, 1), mine[0] + mine[1]]
         assert seen == [t.tolist() for t in want]
 
@@ -210,7 +192,7 @@ def wrong_calls(control: Control, fakes: Fakes, folder: str) -> list[str]:
     return said
 
 
-def test_wrong_arguments_are_named(fakes: Fakes, folder: str) -> None:
+def test_wrong_arguments_are_named() -> None:
     words = [
         "is not contiguous",
         "in_tensor is on cpu",
@@ -223,7 +205,7 @@ def test_wrong_arguments_are_named(fakes: Fakes, folder: str) -> None:
         "root 2 is no rank",
         "this rank itself",
     ]
-    for said in run(wrong_calls, fakes, folder):
+    for said in run(wrong_calls):
         for message, part in zip(said, words, strict=True):
             assert part in message, message
 
@@ -242,8 +224,8 @@ def captured(control: Control, fakes: Fakes, folder: str) -> list[float]:
     return [*y.cpu().tolist(), *x.cpu().tolist()]
 
 
-def test_calls_may_be_captured(fakes: Fakes, folder: str) -> None:
-    assert run(captured, fakes, folder) == [[3.0] * 4] * 2
+def test_calls_may_be_captured() -> None:
+    assert run(captured) == [[3.0] * 4] * 2
 
 
 def states(control: Control, fakes: Fakes, folder: str) -> None:
@@ -267,8 +249,8 @@ def states(control: Control, fakes: Fakes, folder: str) -> None:
     comm.destroy()
 
 
-def test_the_disabled_state(fakes: Fakes, folder: str) -> None:
-    run(states, fakes, folder)
+def test_the_disabled_state() -> None:
+    run(states)
 
 
 def without_nccl(control: Control, fakes: Fakes, folder: str) -> str:
@@ -279,8 +261,8 @@ def without_nccl(control: Control, fakes: Fakes, folder: str) -> str:
     return str(caught.value)
 
 
-def test_a_rank_without_nccl_is_told_to_all(fakes: Fakes, folder: str) -> None:
-    zero, one = run(without_nccl, fakes, folder)
+def test_a_rank_without_nccl_is_told_to_all() -> None:
+    zero, one = run(without_nccl)
     assert "rank 1 refuses" in zero
     for words in (zero, one):
         assert "no usable NCCL library" in words

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -15,33 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import gpu_fakes
 from fastvideo_dist import ops
 from fastvideo_dist.ops.fakes import COLLECTIVES
-from fresh import fresh_ranks
 from gpu_fakes import Fakes, on_gpu
+from gpu_fakes.ranks import run_gpu_ranks
 from harness import run_ranks
 from rank_process import Control
 
 WORLD = 2
 
 
-@pytest.fixture(scope="module")
-def fakes() -> Fakes:
-    return gpu_fakes.built()
-
-
-@pytest.fixture
-def folder() -> Iterator[str]:
-    """Where the fake NCCL's data changes hands."""
-    with tempfile.TemporaryDirectory() as path:
-        yield path
-
-
-def run(fn: Callable[..., Any], fakes: Fakes, folder: str) -> list[Any]:
-    with fresh_ranks(fn, WORLD, fakes=fakes, folder=folder) as ranks:
-        outcomes = ranks.outcomes(within=120)
-    for outcome in outcomes:
-        assert outcome.report is not None, str(outcome)
-        assert not outcome.raised, str(outcome)
-    return [outcome.report.value for outcome in outcomes if outcome.report]
+run = partial(run_gpu_ranks, world_size=WORLD, within=120)
 
 
 def arguments(op: str, x: Tensor, rank: int) -> tuple[object, ...]:
@@ -122,8 +103,8 @@ def every_op(control: Control, fakes: Fakes, folder: str) -> list[str]:
     return wrong
 
 
-def test_every_op_does_on_a_gpu_what_it_does_on_the_cpu(fakes: Fakes, folder: str) -> None:
-    for wrong in run(every_op, fakes, folder):
+def test_every_op_does_on_a_gpu_what_it_does_on_the_cpu() -> None:
+    for wrong in run(every_op):
         assert not wrong, "\n".join(wrong)
 
 
@@ -137,8 +118,8 @@ def memory_of_temporaries(control: Control, fakes: Fakes, folder: str) -> list[f
     return [float(y.cpu().min()), float(y.cpu().max())]
 
 
-def test_temporaries_live_until_the_stream_is_done(fakes: Fakes, folder: str) -> None:
-    assert run(memory_of_temporaries, fakes, folder) == [[2.0, 2.0]] * 2
+def test_temporaries_live_until_the_stream_is_done() -> None:
+    assert run(memory_of_temporaries) == [[2.0, 2.0]] * 2
 
 
 def wrong_devices(control: Control, fakes: Fakes, folder: str) -> list[str]:
@@ -162,13 +143,13 @@ def wrong_devices(control: Control, fakes: Fakes, folder: str) -> list[str]:
     return said
 
 
-def test_wrong_tensors_are_named(fakes: Fakes, folder: str) -> None:
+def test_wrong_tensors_are_named() -> None:
     wanted = [
         r"ValueError: .*works on cuda:0 but the tensor is on cuda:1",
         r"NotImplementedError: .*NCCL cannot reduce int16",
         r"ValueError: .*float32",
     ]
-    for said in run(wrong_devices, fakes, folder):
+    for said in run(wrong_devices):
         for words, pattern in zip(said, wanted, strict=True):
             assert re.match(pattern, words), words
 
@@ -195,8 +176,8 @@ def captured(control: Control, fakes: Fakes, folder: str) -> list[str]:
 @pytest.mark.skipif(
     torch.__version__ < "2.12", reason="torch cannot tell there whether a stream captures"
 )
-def test_the_first_call_is_not_made_in_a_capture(fakes: Fakes, folder: str) -> None:
-    for words, values in run(captured, fakes, folder):
+def test_the_first_call_is_not_made_in_a_capture() -> None:
+    for words, values in run(captured):
         assert "no call on cuda:0 yet" in words
         assert "before the capture" in words
         assert values == str([[2.0] * 4] * 2)

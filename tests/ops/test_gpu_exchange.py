@@ -4,9 +4,9 @@ same op of the same tensors on the CPU, bit by bit."""
 from __future__ import annotations
 
 import itertools
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,33 +17,14 @@ import gpu_fakes
 from c10d import cases
 from fastvideo_dist import ops
 from fastvideo_dist._compat import extension
-from fresh import fresh_ranks
 from gpu_fakes import Fakes, moved, on_gpu
+from gpu_fakes.ranks import run_gpu_ranks
 from rank_process import Control
 
 WORLDS = pytest.mark.parametrize("world_size", [1, 2, 3])
 
 
-@pytest.fixture(scope="module")
-def fakes() -> Fakes:
-    return gpu_fakes.built()
-
-
-@pytest.fixture
-def folder() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as path:
-        yield path
-
-
-def run(
-    fn: Callable[..., Any], fakes: Fakes, folder: str, world_size: int, **kwargs: Any
-) -> list[Any]:
-    with fresh_ranks(fn, world_size, fakes=fakes, folder=folder, **kwargs) as ranks:
-        outcomes = ranks.outcomes(within=90)
-    for outcome in outcomes:
-        assert outcome.report is not None, str(outcome)
-        assert not outcome.raised, str(outcome)
-    return [outcome.report.value for outcome in outcomes if outcome.report]
+run = partial(run_gpu_ranks, within=90)
 
 
 def join(control: Control, fakes: Fakes, folder: str, check: str = "beside") -> None:
@@ -90,8 +71,8 @@ def every_layout(control: Control, fakes: Fakes, folder: str) -> None:
 
 
 @WORLDS
-def test_every_layout(fakes: Fakes, folder: str, world_size: int) -> None:
-    run(every_layout, fakes, folder, world_size)
+def test_every_layout(world_size: int) -> None:
+    run(every_layout, world_size)
 
 
 def qkv_and_gate(control: Control, fakes: Fakes, folder: str, check: str) -> None:
@@ -112,10 +93,8 @@ def qkv_and_gate(control: Control, fakes: Fakes, folder: str, check: str) -> Non
 
 @WORLDS
 @pytest.mark.parametrize("check", ["beside", "before"])
-def test_unequal_parts_of_four_tensors(
-    fakes: Fakes, folder: str, world_size: int, check: str
-) -> None:
-    run(qkv_and_gate, fakes, folder, world_size, check=check)
+def test_unequal_parts_of_four_tensors(world_size: int, check: str) -> None:
+    run(qkv_and_gate, world_size, check=check)
 
 
 def one_tensor(control: Control, fakes: Fakes, folder: str) -> None:
@@ -131,8 +110,8 @@ def one_tensor(control: Control, fakes: Fakes, folder: str) -> None:
 
 
 @WORLDS
-def test_a_single_tensor(fakes: Fakes, folder: str, world_size: int) -> None:
-    run(one_tensor, fakes, folder, world_size)
+def test_a_single_tensor(world_size: int) -> None:
+    run(one_tensor, world_size)
 
 
 def backward(ys: Sequence[Tensor], dys: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -162,8 +141,8 @@ def gradients(control: Control, fakes: Fakes, folder: str) -> None:
 
 
 @WORLDS
-def test_gradients(fakes: Fakes, folder: str, world_size: int) -> None:
-    run(gradients, fakes, folder, world_size)
+def test_gradients(world_size: int) -> None:
+    run(gradients, world_size)
 
 
 def bytes_moved(control: Control, fakes: Fakes, folder: str) -> list[tuple[str, float, int]]:
@@ -195,8 +174,8 @@ def bytes_moved(control: Control, fakes: Fakes, folder: str) -> list[tuple[str, 
 
 
 @WORLDS
-def test_memory_is_touched_four_times_at_most(fakes: Fakes, folder: str, world_size: int) -> None:
-    for rows in run(bytes_moved, fakes, folder, world_size):
+def test_memory_is_touched_four_times_at_most(world_size: int) -> None:
+    for rows in run(bytes_moved, world_size):
         for name, times, launches in rows:
             assert times == pytest.approx(4 - 2 / world_size), name
             assert launches == 1, name
@@ -222,8 +201,8 @@ def captured(control: Control, fakes: Fakes, folder: str) -> int:
     return queries
 
 
-def test_a_capture_asks_no_event(fakes: Fakes, folder: str) -> None:
-    assert run(captured, fakes, folder, 2) == [0, 0]
+def test_a_capture_asks_no_event() -> None:
+    assert run(captured, 2) == [0, 0]
 
 
 def first_call_in_a_capture(control: Control, fakes: Fakes, folder: str) -> None:
@@ -237,10 +216,8 @@ def first_call_in_a_capture(control: Control, fakes: Fakes, folder: str) -> None
     x.cpu()
 
 
-def test_the_first_exchange_may_be_captured_once_the_ranks_have_met(
-    fakes: Fakes, folder: str
-) -> None:
-    run(first_call_in_a_capture, fakes, folder, 2)
+def test_the_first_exchange_may_be_captured_once_the_ranks_have_met() -> None:
+    run(first_call_in_a_capture, 2)
 
 
 def the_kernel_alone(control: Control, fakes: Fakes, folder: str) -> None:
@@ -267,8 +244,8 @@ def the_kernel_alone(control: Control, fakes: Fakes, folder: str) -> None:
             copy_on_gpu(*wrong)
 
 
-def test_the_kernel_alone(fakes: Fakes, folder: str) -> None:
-    run(the_kernel_alone, fakes, folder, 1)
+def test_the_kernel_alone() -> None:
+    run(the_kernel_alone, 1)
 
 
 def without_kernels(control: Control, fakes: Fakes, folder: str) -> list[str]:
@@ -289,8 +266,8 @@ def without_kernels(control: Control, fakes: Fakes, folder: str) -> list[str]:
     return said
 
 
-def test_what_is_refused(fakes: Fakes, folder: str) -> None:
-    for said in run(without_kernels, fakes, folder, 2):
+def test_what_is_refused() -> None:
+    for said in run(without_kernels, 2):
         for message in said:
             assert "x is on a GPU, but this package has no kernels" in message
             assert "nobody compiled them" in message
@@ -313,7 +290,7 @@ def failing_launch(control: Control, fakes: Fakes, folder: str) -> str:
     return str(caught.value)
 
 
-def test_a_kernel_that_fails_ends_the_group_on_all_ranks(fakes: Fakes, folder: str) -> None:
-    first, second = run(failing_launch, fakes, folder, 2)
+def test_a_kernel_that_fails_ends_the_group_on_all_ranks() -> None:
+    first, second = run(failing_launch, 2)
     assert "was not launched: an error of the fake (CUDA error 719)" in first
     assert "was not launched" in second
