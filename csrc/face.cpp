@@ -40,7 +40,7 @@ void multiply(std::byte* data, std::size_t count, std::uint64_t multiplier) {
 }
 
 void multiply(const Buffer& out, std::size_t count, std::uint64_t multiplier) {
-  if (multiplier == 1) return;
+  if (multiplier == 1 || !out.device.is_cpu()) return;
   switch (out.element_bytes()) {
     case 1:
       return multiply<std::uint8_t>(out.data, count, multiplier);
@@ -51,12 +51,10 @@ void multiply(const Buffer& out, std::size_t count, std::uint64_t multiplier) {
   }
 }
 
-/// On all ranks alike, and before anything is sent.
-void check_multiplier(const Reduction& reduction, const Buffer& buffer) {
-  if (reduction.multiplier == 1 || buffer.device.is_cpu()) return;
-  C10_THROW_ERROR(NotImplementedError,
-                  text("a PreMulSum of integers on ", buffer.device.str(),
-                       " is not supported; reduce with SUM and multiply the result"));
+/// NCCL multiplies by itself.
+ReduceOp operation(const Reduction& reduction, const Buffer& buffer) {
+  if (reduction.multiplier == 1 || buffer.device.is_cpu()) return reduction.op;
+  return {ReduceKind::kPremulSum, 1.0, reduction.multiplier};
 }
 
 /// Ranks that multiply by different numbers disagree on the call.
@@ -187,14 +185,14 @@ void Face::run(const Buffers& buffers, StreamHandle stream, const Body& body) {
 
 void Face::reduce(const Buffer& in, const Buffer* out, std::size_t count,
                   const Reduction& reduction, std::optional<int> root, StreamHandle stream) {
-  check_multiplier(reduction, in);
   run({&in, out}, stream, [&](Communicator& group, const Call& call) {
     const Call own = meaning(call, reduction);
+    const ReduceOp op = operation(reduction, in);
     void* to = out == nullptr ? nullptr : out->data;
     if (root) {
-      group.reduce(in.data, to, count, in.type, reduction.op, *root, own);
+      group.reduce(in.data, to, count, in.type, op, *root, own);
     } else {
-      group.all_reduce(in.data, to, count, in.type, reduction.op, own);
+      group.all_reduce(in.data, to, count, in.type, op, own);
     }
     if (out != nullptr) multiply(*out, count, reduction.multiplier);
   });
@@ -233,9 +231,8 @@ void Face::scatter(const Buffer* in, const Buffer& out, int root, StreamHandle s
 
 void Face::reduce_scatter(const Buffer& in, const Buffer& out, std::size_t count,
                           const Reduction& reduction, StreamHandle stream) {
-  check_multiplier(reduction, in);
   run({&in, &out}, stream, [&](Communicator& group, const Call& call) {
-    group.reduce_scatter(split_evenly(in, count), out.data, in.type, reduction.op,
+    group.reduce_scatter(split_evenly(in, count), out.data, in.type, operation(reduction, in),
                          meaning(call, reduction));
     multiply(out, count, reduction.multiplier);
   });

@@ -35,8 +35,8 @@ auto unlocked(Body&& body) {
 /// A stream of the buffers' device: its handle, or torch's current one. Nothing on the CPU.
 using StreamHandle = std::optional<std::uintptr_t>;
 
-/// A reduction as Python gives it. `factor` is PREMUL_SUM's of floating point; integers are summed,
-/// then multiplied by `multiplier`, which is the same modulo 2^n.
+/// A reduction as Python gives it. `factor` is PREMUL_SUM's of floating point; integers are
+/// multiplied by `multiplier`, on the CPU once they are summed, which is the same modulo 2^n.
 struct Reduction {
   ReduceOp op;
   std::uint64_t multiplier = 1;

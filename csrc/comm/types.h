@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 
 namespace fvd {
@@ -51,7 +52,9 @@ std::string_view name(ReduceKind kind) noexcept;
 
 struct ReduceOp {
   ReduceKind kind = ReduceKind::kSum;
-  double factor = 1.0;  // kPremulSum only
+  double factor = 1.0;  // kPremulSum of floating and complex numbers
+  // kPremulSum of integers, modulo 2^n: NCCL alone has it, and torch has no such operation.
+  std::optional<std::uint64_t> multiplier = std::nullopt;
 };
 
 /// The operations of a Communicator, for messages and for the check that all ranks call the same

@@ -54,7 +54,7 @@ class NcclCommunicator final : public Communicator {
     Staging staging(context_, "all_reduce");
     core_->run(reduced(Op::kAllReduce, count, type, op, -1, call), call, staging, count == 0,
                [&](Comm comm, CudaStream stream) {
-                 const MadeOp made(*this, wire, op.factor, comm);
+                 const MadeOp made(*this, wire, op, comm);
                  check(nccl_.all_reduce(in, out, count * wire.per_element, wire.type, made.op, comm,
                                         stream),
                        "ncclAllReduce", comm);
@@ -68,7 +68,7 @@ class NcclCommunicator final : public Communicator {
     Staging staging(context_, "reduce");
     core_->run(reduced(Op::kReduce, count, type, op, root, call), call, staging, count == 0,
                [&](Comm comm, CudaStream stream) {
-                 const MadeOp made(*this, wire, op.factor, comm);
+                 const MadeOp made(*this, wire, op, comm);
                  check(nccl_.reduce(in, out, count * wire.per_element, wire.type, made.op, root,
                                     comm, stream),
                        "ncclReduce", comm);
@@ -143,7 +143,7 @@ class NcclCommunicator final : public Communicator {
     const auto from = staging.input(in);
     core_->run(reduced(Op::kReduceScatter, count, type, op, -1, call), call, staging, count == 0,
                [&](Comm comm, CudaStream stream) {
-                 const MadeOp made(*this, wire, op.factor, comm);
+                 const MadeOp made(*this, wire, op, comm);
                  check(nccl_.reduce_scatter(staging.at(from), out, count * wire.per_element,
                                             wire.type, made.op, comm, stream),
                        "ncclReduceScatter", comm);
@@ -253,10 +253,11 @@ class NcclCommunicator final : public Communicator {
  private:
   /// The operation of one call: NCCL's own, or a premultiplied sum made for it.
   struct MadeOp {
-    MadeOp(const NcclCommunicator& self, const WireReduction& wire, double factor, Comm comm)
+    MadeOp(const NcclCommunicator& self, const WireReduction& wire, const ReduceOp& wanted,
+           Comm comm)
         : op(wire.op), nccl_(self.nccl_), comm_(comm), made_(wire.premultiplied) {
       if (!made_) return;
-      WireScalar scalar = wire_scalar(factor, wire.type);
+      WireScalar scalar = wire_scalar(wanted, wire.type);
       self.check(nccl_.create_premul_sum(&op, scalar.bytes, wire.type,
                                          ScalarResidence::kHostImmediate, comm),
                  "ncclRedOpCreatePreMulSum", comm);
@@ -303,7 +304,7 @@ class NcclCommunicator final : public Communicator {
 
   WireReduction reduction(const char* operation, DataType type, ReduceOp op) const {
     try {
-      return wire_reduction(type, op.kind);
+      return wire_reduction(type, op);
     } catch (const Error& error) {
       throw Error(error.kind(),
                   text("fastvideo: ", operation, " on ", context_.where(), ": ", error.what()));

@@ -102,13 +102,16 @@ std::uint16_t float16_bits(float value) noexcept {
 
 }  // namespace
 
-WireReduction wire_reduction(DataType type, ReduceKind kind) {
+WireReduction wire_reduction(DataType type, const ReduceOp& reduce) {
+  const ReduceKind kind = reduce.kind;
   const Family kin = family(type);
+  const bool by_integer =
+      kind == ReduceKind::kPremulSum && kin == Family::kInteger && reduce.multiplier.has_value();
   FVD_CHECK(kin != Family::kMovedOnly, kUnsupported, name(kind), " of ", name(type),
             " is not possible: this dtype can be moved but not reduced; convert the tensor to a "
             "wider dtype first");
-  FVD_CHECK(reducible(type, kind), kInvalidArgument, name(kind), " has no meaning for ",
-            name(type));
+  FVD_CHECK(by_integer || reducible(type, kind), kInvalidArgument, name(kind),
+            " has no meaning for ", name(type));
   const auto op = kin == Family::kBool ? wire_op_of_bool(kind) : wire_op(kind);
   FVD_CHECK(op.has_value(), kUnsupported, "NCCL has no ", name(kind), " of ", name(type),
             "; reduce a copy on the CPU");
@@ -121,7 +124,8 @@ WireReduction wire_reduction(DataType type, ReduceKind kind) {
           kind == ReduceKind::kPremulSum};
 }
 
-WireScalar wire_scalar(double value, WireType type) {
+WireScalar wire_scalar(const ReduceOp& op, WireType type) {
+  const double value = op.factor;
   WireScalar result{};
   const auto put = [&](auto bits) { std::memcpy(result.bytes, &bits, sizeof(bits)); };
   switch (type) {
@@ -137,8 +141,10 @@ WireScalar wire_scalar(double value, WireType type) {
     case WireType::kFloat64:
       put(value);
       break;
-    default:
-      throw Error(Kind::kInvalidArgument, "a factor needs a floating dtype");
+    default: {  // the bytes of the narrower integers come first
+      static_assert(std::endian::native == std::endian::little);
+      put(op.multiplier.value());
+    }
   }
   return result;
 }

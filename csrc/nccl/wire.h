@@ -20,13 +20,13 @@ struct WireReduction {
 
 /// @throws Error(kInvalidArgument) where the reduction has no meaning for the dtype (on the CPU
 ///         neither), Error(kUnsupported) where it has one but NCCL cannot do it
-WireReduction wire_reduction(DataType type, ReduceKind kind);
+WireReduction wire_reduction(DataType type, const ReduceOp& op);
 
-/// A number in the memory form of a floating `type`.
+/// What a premultiplied sum multiplies by, in the memory form of `type`.
 struct WireScalar {
   alignas(8) std::byte bytes[8];
 };
-WireScalar wire_scalar(double value, WireType type);
+WireScalar wire_scalar(const ReduceOp& op, WireType type);
 
 /// What a call is. Equal on all ranks of a collective.
 struct Record {

@@ -86,6 +86,33 @@ def test_every_call(own_stream: bool) -> None:
         }
 
 
+def multiplied_integers(
+    control: Control, fakes: Fakes, folder: str, dtype: torch.dtype, by: int
+) -> list[list[int]]:
+    comm = join(control, fakes, folder)
+    op = comm.create_pre_mul_sum(by, getattr(nccl, str(dtype).removeprefix("torch.").upper()))
+    mine = torch.tensor([comm.rank + 1, 20 - comm.rank], dtype=dtype)
+    seen = [torch.zeros(2, dtype=dtype), torch.zeros(2, dtype=dtype), torch.zeros(1, dtype=dtype)]
+    comm.allreduce(on_gpu(mine), on_gpu(seen[0]), op)
+    comm.reduce(on_gpu(mine), on_gpu(seen[1]), op, 1)
+    comm.reduce_scatter(on_gpu(mine), on_gpu(seen[2]), op)
+    synchronize()
+    comm.allreduce(on_gpu(mine), on_gpu(mine), nccl.SUM)  # nobody leaves early
+    synchronize()
+    comm.destroy()
+    return [x.tolist() for x in seen]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "by"), [(torch.int32, -3), (torch.uint8, 2), (torch.int64, 2**55 + 1)]
+)
+def test_premultiplied_sums_of_integers(dtype: torch.dtype, by: int) -> None:
+    results = run_gpu_ranks(multiplied_integers, 2, dtype=dtype, by=by)
+    wanted = [3 * by, 39 * by]  # 1 + 2 and 20 + 19
+    for rank, found in enumerate(results):
+        assert found == [wanted, [[0, 0], wanted][rank], [wanted[rank]]]
+
+
 def bad_calls(control: Control, fakes: Fakes, folder: str) -> None:
     comm = join(control, fakes, folder)
     memory = torch.ones(2)
@@ -96,15 +123,6 @@ def bad_calls(control: Control, fakes: Fakes, folder: str) -> None:
     refused(lambda: comm.allreduce(elsewhere, elsewhere, nccl.SUM), words)
     refused(lambda: comm.send(elsewhere, 1 - comm.rank), words)
     refused(lambda: comm.allreduce(there, elsewhere, nccl.SUM), "on device cuda:0, recvbuf on")
-    whole = on_gpu(torch.ones(2, dtype=torch.int32))
-    triple = comm.create_pre_mul_sum(3, nccl.INT32)
-    words = "a PreMulSum of integers on cuda:0 is not supported; reduce with SUM and multiply"
-    for call in (
-        lambda: comm.allreduce(whole, whole, triple),
-        lambda: comm.reduce(whole, whole, triple, 0),
-        lambda: comm.reduce_scatter(whole, on_gpu(torch.ones(1, dtype=torch.int32)), triple),
-    ):
-        assert isinstance(refused(call, words), nccl.NcclUnsupported)
     refused(
         lambda: comm.allreduce(there, there, nccl.SUM, stream=SimpleNamespace(device="cuda:1")),
         "the stream is of device cuda:1, buffers are on cuda:0",

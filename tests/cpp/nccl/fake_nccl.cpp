@@ -44,7 +44,7 @@ struct World {
   FakeNcclFaults faults;
   std::vector<std::string> log;
   std::map<void*, std::shared_ptr<FakeComm>> comms;
-  std::map<int, double> factors;  // of premultiplied sums
+  std::map<int, std::string> factors;  // of premultiplied sums, as they lie in memory
   int next_op = 100;
   long next_id = 0;
   std::atomic<int> open_groups{0};
@@ -220,11 +220,11 @@ Result group_end() {
 /// An operation that was made for a call is a sum of what is multiplied first.
 void reduce_with(const std::vector<Bytes>& in, void* out, std::size_t count, WireType type,
                  WireOp op) {
-  double factor = 1.0;
+  const char* factor = nullptr;
   {
     const std::lock_guard lock(world().mutex);
     const auto made = world().factors.find(static_cast<int>(op));
-    if (made != world().factors.end()) factor = made->second;
+    if (made != world().factors.end()) factor = made->second.data();
   }
   if (static_cast<int>(op) >= 100) op = WireOp::kSum;
   // Ranks that disagree on the count find no judge in NCCL.
@@ -395,19 +395,9 @@ Result get_async_error(Comm handle, Result* state) {
 Result create_premul_sum(WireOp* op, void* factor, WireType type, ScalarResidence residence, Comm) {
   note("ncclRedOpCreatePreMulSum");
   if (residence != ScalarResidence::kHostImmediate) return Result::kInvalidArgument;
-  double value = 0;
-  if (type == WireType::kFloat64) {
-    std::memcpy(&value, factor, sizeof(value));
-  } else if (type == WireType::kFloat32) {
-    float narrow = 0;
-    std::memcpy(&narrow, factor, sizeof(narrow));
-    value = narrow;
-  } else {
-    return Result::kInvalidArgument;
-  }
   World& w = world();
   const std::lock_guard lock(w.mutex);
-  w.factors[w.next_op] = value;
+  w.factors[w.next_op].assign(static_cast<const char*>(factor), size_of(type));
   *op = static_cast<WireOp>(w.next_op++);
   return Result::kSuccess;
 }

@@ -29,14 +29,16 @@ T combine(T a, T b, WireOp op) {
 
 template <typename T, typename Sum, typename Load, typename Store>
 void reduce_as(const std::vector<std::vector<char>>& inputs, char* out, std::size_t count,
-               WireOp op, double factor, Load load, Store store) {
+               WireOp op, const char* factor, Load load, Store store) {
+  T by{};
+  if (factor != nullptr) std::memcpy(&by, factor, sizeof(by));
   for (std::size_t i = 0; i < count; ++i) {
     Sum sum{};
     for (std::size_t rank = 0; rank < inputs.size(); ++rank) {
       T raw;
       std::memcpy(&raw, inputs[rank].data() + i * sizeof(T), sizeof(T));
       Sum value = load(raw);
-      if (factor != 1.0) value = static_cast<Sum>(value * factor);
+      if (factor != nullptr) value = static_cast<Sum>(value * load(by));
       sum = rank == 0 ? value : combine(sum, value, op);
     }
     if (op == WireOp::kAvg) sum = static_cast<Sum>(sum / static_cast<Sum>(inputs.size()));
@@ -47,14 +49,14 @@ void reduce_as(const std::vector<std::vector<char>>& inputs, char* out, std::siz
 
 template <typename T>
 void reduce_plain(const std::vector<std::vector<char>>& in, char* out, std::size_t count, WireOp op,
-                  double f) {
+                  const char* f) {
   reduce_as<T, T>(in, out, count, op, f, [](T v) { return v; }, [](T v) { return v; });
 }
 
 }  // namespace
 
 void reduce_all(const std::vector<std::vector<char>>& in, char* out, std::size_t count,
-                nccl::WireType type, nccl::WireOp op, double factor) {
+                nccl::WireType type, nccl::WireOp op, const char* factor) {
   switch (type) {
     case WireType::kInt8:
       return reduce_plain<std::int8_t>(in, out, count, op, factor);

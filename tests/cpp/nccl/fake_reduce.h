@@ -10,8 +10,9 @@ namespace fvd::test {
 
 std::size_t size_of(nccl::WireType type);
 
-/// Combines the ranks' inputs in their order, each multiplied by `factor` first.
+/// Combines the ranks' inputs in their order, each first multiplied by `factor`, a `type` in
+/// memory, unless that is null.
 void reduce_all(const std::vector<std::vector<char>>& in, char* out, std::size_t count,
-                nccl::WireType type, nccl::WireOp op, double factor);
+                nccl::WireType type, nccl::WireOp op, const char* factor);
 
 }  // namespace fvd::test

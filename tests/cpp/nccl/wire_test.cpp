@@ -22,7 +22,7 @@ std::string decisions(DataType type) {
   std::string letters;
   for (int kind = 0; kind < kKinds; ++kind) {
     const auto ending = ending_of([&] {
-      nccl::wire_reduction(type, static_cast<ReduceKind>(kind));
+      nccl::wire_reduction(type, {static_cast<ReduceKind>(kind)});
       return std::string();
     });
     letters += ending.returned                        ? 'y'
@@ -72,7 +72,7 @@ TEST(Wire, EveryReductionIsDecided) {
 }
 
 TEST(Wire, TruthValuesAreReducedAsTheSmallestAndLargest) {
-  const auto op = [](ReduceKind kind) { return nccl::wire_reduction(DataType::kBool, kind).op; };
+  const auto op = [](ReduceKind kind) { return nccl::wire_reduction(DataType::kBool, {kind}).op; };
   EXPECT_EQ(op(ReduceKind::kSum), WireOp::kMax);
   EXPECT_EQ(op(ReduceKind::kProduct), WireOp::kMin);
   EXPECT_EQ(op(ReduceKind::kBitOr), WireOp::kMax);
@@ -80,15 +80,39 @@ TEST(Wire, TruthValuesAreReducedAsTheSmallestAndLargest) {
 }
 
 TEST(Wire, AComplexNumberIsTwoRealOnes) {
-  const auto wire = nccl::wire_reduction(DataType::kComplex64, ReduceKind::kSum);
+  const auto wire = nccl::wire_reduction(DataType::kComplex64, {ReduceKind::kSum});
   EXPECT_EQ(wire.type, WireType::kFloat32);
   EXPECT_EQ(wire.per_element, 2u);
 }
 
 std::uint64_t bits(double value, WireType type) {
   std::uint64_t all = 0;
-  std::memcpy(&all, nccl::wire_scalar(value, type).bytes, sizeof(all));
+  std::memcpy(&all, nccl::wire_scalar({ReduceKind::kPremulSum, value}, type).bytes, sizeof(all));
   return all;
+}
+
+std::uint64_t bits_of_multiplier(std::uint64_t value, WireType type) {
+  std::uint64_t all = 0;
+  const ReduceOp op{ReduceKind::kPremulSum, 1.0, value};
+  std::memcpy(&all, nccl::wire_scalar(op, type).bytes, sizeof(all));
+  return all;
+}
+
+TEST(Wire, IntegersArePremultipliedByIntegersOnly) {
+  const ReduceOp op{ReduceKind::kPremulSum, 1.0, std::uint64_t{3}};
+  const auto wire = nccl::wire_reduction(DataType::kInt32, op);
+  EXPECT_EQ(wire.type, WireType::kInt32);
+  EXPECT_TRUE(wire.premultiplied);
+  EXPECT_EQ(bits_of_multiplier(3, WireType::kInt32), 3u);
+  EXPECT_EQ(bits_of_multiplier(0x8000000000000001u, WireType::kInt64), 0x8000000000000001u);
+  const auto refused = [](DataType type) {
+    return ending_of([&] {
+      nccl::wire_reduction(type, {ReduceKind::kPremulSum, 1.0, std::uint64_t{3}});
+      return std::string();
+    });
+  };
+  EXPECT_TRUE(refused(DataType::kBool).threw(Kind::kInvalidArgument));
+  EXPECT_TRUE(refused(DataType::kInt16).threw(Kind::kUnsupported));
 }
 
 TEST(Wire, FactorsAreRoundedToTheNearest) {
