@@ -30,7 +30,7 @@ HUGE_PAGES = r"<sys/mman\.h>"
 DOORS = ["c10d/backend.h", "c10d/lookup.h", "c10d/tensor_view.h"]  # of c10d, for ops
 BINDINGS = ["bind_buffer.h", "bind_communicator.h", "bind_copy.h", "bind_message_queue.h"]
 ARROWS = {
-    "comm": (["comm/"], [STANDARD]),
+    "comm": (["comm/"], [STANDARD, THREAD_NAMES]),
     "shm": (["shm/", "comm/"], [STANDARD, POSIX]),
     "nccl": (["nccl/", "comm/"], [STANDARD, POSIX]),
     "cuda": (["cuda/", "comm/", "nccl/abi.h", "nccl/block_kernels.h"], [STANDARD]),

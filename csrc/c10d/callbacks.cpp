@@ -7,7 +7,7 @@
 #include <system_error>
 #include <utility>
 
-#include "c10d/own_thread.h"
+#include "comm/own_thread.h"
 
 namespace fvd::c10d_ {
 namespace {

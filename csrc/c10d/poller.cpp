@@ -8,7 +8,7 @@
 #include <thread>
 #include <utility>
 
-#include "c10d/own_thread.h"
+#include "comm/own_thread.h"
 
 namespace fvd::c10d_ {
 namespace {

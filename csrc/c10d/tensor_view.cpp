@@ -69,7 +69,9 @@ std::string argument(const char* what, int index) {
 void check_kind(const Site& site, const at::Tensor& tensor, const char* what, int index) {
   TORCH_CHECK_TYPE(tensor.defined(), site.prefix(), argument(what, index),
                    " is no tensor (undefined)");
-  if (tensor.is_cuda() && site.memory == nullptr) refuse_cuda(site, tensor, what, index);
+  TORCH_CHECK_NOT_IMPLEMENTED(!tensor.is_cuda() || site.memory != nullptr, site.prefix(),
+                              argument(what, index), " is on ", tensor.device(),
+                              "; this call is for tensors on the CPU");
   TORCH_CHECK_TYPE(tensor.layout() == at::kStrided && !tensor.is_nested(), site.prefix(),
                    argument(what, index), " has layout ", tensor.layout(),
                    tensor.is_nested() ? " (nested)" : "", "; only dense tensors can be sent");
@@ -111,11 +113,6 @@ bool share_memory(const TensorView& a, const TensorView& b) {
 
 std::string Site::prefix() const {
   return text("fastvideo: ", operation, " on group \"", group, "\", rank ", rank, ": ");
-}
-
-void refuse_cuda(const Site& site, const at::Tensor& tensor, const char* what, int index) {
-  TORCH_CHECK_NOT_IMPLEMENTED(false, site.prefix(), argument(what, index), " is on ",
-                              tensor.device(), "; this call is for tensors on the CPU");
 }
 
 TensorView view(const Site& site, const at::Tensor& tensor, Access access, const char* what,

@@ -43,10 +43,6 @@ enum class Access {
   kReadWrite,
 };
 
-/// @throws NotImplementedError: `tensor`, wherever it is, is for the CUDA side
-[[noreturn]] void refuse_cuda(const Site& site, const at::Tensor& tensor, const char* what,
-                              int index = -1);
-
 /// Contiguous memory (but see Access::kReadStrided) of one tensor, on the CPU or a GPU. Owns a
 /// reference, so the memory stays while the view exists.
 struct TensorView {

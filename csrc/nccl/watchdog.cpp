@@ -1,11 +1,9 @@
 // The thread that looks after the calls while nobody waits for them.
-#include <pthread.h>
-#include <signal.h>
-
 #include <cstdlib>
 #include <system_error>
 #include <thread>
 
+#include "comm/own_thread.h"
 #include "nccl/core.h"
 
 namespace fvd::nccl {
@@ -30,18 +28,12 @@ std::string cleaned(const std::string& answer) {
 }  // namespace
 
 void Core::start_watchdog() {
-  sigset_t all;
-  sigset_t before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);  // Ctrl-C belongs to the threads that wait
   std::optional<Error> failure;
   try {
-    watchdog_ = std::thread([this] { watch(); });
-    pthread_setname_np(watchdog_.native_handle(), "fastvideo-nccl");
+    watchdog_ = start_own_thread("fastvideo-nccl", [this] { watch(); });
   } catch (const std::system_error& error) {
     failure = Error(Kind::kSystem, context_->told(text("no thread to watch it: ", error.what())));
   }
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (!failure) return;
   control_.abort(failure->kind(), failure->what());
   throw *failure;

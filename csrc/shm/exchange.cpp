@@ -8,11 +8,6 @@
 namespace fvd::shm {
 namespace {
 
-// Outputs above this do not stay in the caches until somebody reads them. Measured with two ranks
-// that share a third-level cache of 32 MiB: at 4 MiB writing around it costs a third, at 32 MiB it
-// wins one.
-constexpr std::size_t kStreamFrom = 16 << 20;
-
 // Where ranks either send or receive, receivers copy one part while the sender fills the next: a
 // message of 256 KiB then takes little more than one of its two copies.
 constexpr std::size_t kOneWayPart = 64 << 10;
@@ -157,7 +152,7 @@ class Pipeline {
       output += bytes_of(blocks);
       targets_.emplace_back(blocks);
     }
-    hint_ = output >= kStreamFrom ? CacheHint::kStreaming : CacheHint::kCached;
+    hint_ = hint_for(output);
   }
 
   /// Round r + 1 is staged before round r is fetched, so that the others find it ready.

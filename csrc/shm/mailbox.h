@@ -123,7 +123,7 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
   bool finished_ = false;  // an item was finished; its waiter may have to be woken
   bool failed_ = false;    // nothing is driven any more
   bool stop_ = false;
-  std::unique_ptr<std::thread> thread_;
+  std::unique_ptr<std::thread> thread_;  // a forked child lets go of it
 };
 
 }  // namespace fvd::shm

@@ -8,9 +8,6 @@
 namespace fvd::shm {
 namespace {
 
-// As in exchange.cpp: what is longer does not stay in the caches until somebody reads it.
-constexpr std::uint64_t kStreamFrom = 16 << 20;
-
 /// Bytes of the next part of a message in its lane.
 std::size_t next_part(const TransferItem& item, int ranks) {
   return std::min<std::uint64_t>(Outbox::part_bytes(static_cast<std::size_t>(ranks)),
@@ -63,9 +60,7 @@ bool Mailbox::empty_lane(Link& link) {
     refresh(link, link.laid_there, &PairWords::laid, link.taken + lane.bytes);
     if (link.laid_there - link.taken < room) return false;
   }
-  const bool stream = receiving->bytes >= kStreamFrom;
-  lane.read(link.taken, receiving->data, receiving->moved, part,
-            stream ? CacheHint::kStreaming : CacheHint::kCached);
+  lane.read(link.taken, receiving->data, receiving->moved, part, hint_for(receiving->bytes));
   check_still_open(link);
   receiving->moved += part;
   link.taken += room;

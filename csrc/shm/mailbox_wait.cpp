@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <exception>
 
+#include "comm/own_thread.h"
 #include "shm/mailbox.h"
-#include "shm/own_thread.h"
 #include "shm/transfer_item.h"
 
 namespace fvd::shm {
@@ -161,7 +161,7 @@ void Mailbox::run() {
 
 void Mailbox::start_thread() {
   try {
-    thread_ = start_own_thread("fastvideo-mail", [this] { run(); });
+    thread_ = std::make_unique<std::thread>(start_own_thread("fastvideo-mail", [this] { run(); }));
   } catch (const std::exception& error) {
     fail_locked(Error(Kind::kSystem, text("fastvideo: starting the thread for messages on ",
                                           group_.where(), ": ", error.what())));

@@ -5,44 +5,21 @@
 #include <cstring>
 
 #include "comm/error.h"
+#include "shm/serial.h"
 
 namespace fvd::shm {
 namespace {
 
 // Changes whenever PeerInfo, Slot, Layout, the outbox or the meaning of a word in them changes.
-constexpr char kMagic[] = "fvd-shm-2";
+constexpr char kPeerMagic[] = "fvd-shm-2";
 constexpr std::size_t kMaxConnected = 4096;
 constexpr std::size_t kMaxBootId = 64;
-
-void put(std::string& out, std::uint64_t value) {
-  out.append(reinterpret_cast<const char*>(&value), sizeof(value));
-}
-
-struct Reader {
-  const std::string& bytes;
-  std::size_t at = 0;
-
-  bool get(std::uint64_t& value) {
-    if (bytes.size() - at < sizeof(value)) return false;
-    std::memcpy(&value, bytes.data() + at, sizeof(value));
-    at += sizeof(value);
-    return true;
-  }
-  bool get(std::string& value, std::size_t limit) {
-    std::uint64_t length = 0;
-    if (!get(length) || length > limit || bytes.size() - at < length) return false;
-    value = bytes.substr(at, length);
-    at += length;
-    return true;
-  }
-};
 
 }  // namespace
 
 std::string PeerInfo::serialize() const {
-  std::string out(kMagic, sizeof(kMagic));
-  put(out, boot_id.size());
-  out += boot_id;
+  std::string out(kPeerMagic, sizeof(kPeerMagic));
+  put(out, boot_id);
   for (std::uint64_t value : {pid_namespace, uid, pid, start_time, domain[0], domain[1], nonce,
                               rank, size, slot, slots, pipeline_bytes, one_shot_bytes}) {
     put(out, value);
@@ -56,12 +33,12 @@ std::string PeerInfo::serialize() const {
 }
 
 PeerInfo PeerInfo::parse(const std::string& bytes, int rank) {
-  FVD_CHECK(
-      bytes.size() >= sizeof(kMagic) && std::memcmp(bytes.data(), kMagic, sizeof(kMagic)) == 0,
-      kMismatch, "rank ", rank, " runs another version of fastvideo_dist than this rank (", kMagic,
-      "); install the same version for all ranks");
+  FVD_CHECK(bytes.size() >= sizeof(kPeerMagic) &&
+                std::memcmp(bytes.data(), kPeerMagic, sizeof(kPeerMagic)) == 0,
+            kMismatch, "rank ", rank, " runs another version of fastvideo_dist than this rank (",
+            kPeerMagic, "); install the same version for all ranks");
   PeerInfo info;
-  Reader reader{bytes, sizeof(kMagic)};
+  SerialReader reader{bytes, sizeof(kPeerMagic)};
   bool ok = reader.get(info.boot_id, kMaxBootId);
   for (std::uint64_t* value :
        {&info.pid_namespace, &info.uid, &info.pid, &info.start_time, &info.domain[0],

@@ -20,6 +20,9 @@ struct ProcessAddress {
   static ProcessAddress own();
 };
 
+/// More than any process can have; what came from outside is looked at before it is used.
+inline constexpr std::uint64_t kMostDescriptor = 1 << 30;
+
 /// How messages call what lies there (`queue "tp"`), the process it belongs to (`its writer`), and
 /// the way out for whoever is on another host.
 struct ForeignNames {

@@ -19,8 +19,7 @@ namespace fvd::shm {
 namespace {
 
 // Changes with SharedStoreAddress and whenever Head or Record does.
-constexpr char kMagic[16] = "fvd-meeting-1";
-constexpr std::uint64_t kMostDescriptor = 1 << 30;
+constexpr char kStoreMagic[16] = "fvd-meeting-1";
 constexpr std::size_t kAlign = 8;
 constexpr int kLockSeconds = 10;  // a call holds it for microseconds
 // Between two looks at the store; the first is short, as ranks come together more often than not.
@@ -46,11 +45,11 @@ SharedStoreAddress SharedStoreAddress::parse(const std::string& bytes) {
   FVD_CHECK(bytes.size() == sizeof(address), kInvalidArgument, "a unique id has ", sizeof(address),
             " bytes, these are ", bytes.size());
   std::memcpy(&address, bytes.data(), sizeof(address));
-  const bool ours = std::memcmp(address.magic, kMagic, sizeof(kMagic)) == 0;
+  const bool ours = std::memcmp(address.magic, kStoreMagic, sizeof(kStoreMagic)) == 0;
   FVD_CHECK(ours && address.boot_id[sizeof(address.boot_id) - 1] == 0 &&
                 address.fd < kMostDescriptor && address.pid != 0,
             kInvalidArgument,
-            "these 128 bytes are no unique id of this version of fastvideo_dist (", kMagic,
+            "these 128 bytes are no unique id of this version of fastvideo_dist (", kStoreMagic,
             "); take them from get_unique_id() of one rank");
   return address;
 }
@@ -112,7 +111,7 @@ std::shared_ptr<SharedStore> SharedStore::create(SegmentKind kind) {
   segment.reserve(0, kBytes);
   const auto process = ProcessAddress::own();
   SharedStoreAddress address{};
-  std::memcpy(address.magic, kMagic, sizeof(kMagic));
+  std::memcpy(address.magic, kStoreMagic, sizeof(kStoreMagic));
   FVD_CHECK(process.boot_id.size() < sizeof(address.boot_id), kSystem, "the boot id ",
             process.boot_id, " has ", process.boot_id.size(), " characters; expected fewer than ",
             sizeof(address.boot_id));
@@ -126,7 +125,7 @@ std::shared_ptr<SharedStore> SharedStore::create(SegmentKind kind) {
   FVD_SYS_CHECK(random == static_cast<ssize_t>(sizeof(address.id)) ? 0 : -1, "getrandom");
 
   Head& head = *new (segment.data()) Head{};
-  std::memcpy(head.magic, kMagic, sizeof(kMagic));
+  std::memcpy(head.magic, kStoreMagic, sizeof(kStoreMagic));
   std::memcpy(head.id, address.id, sizeof(head.id));
   head.end = aligned(sizeof(Head));
   pthread_mutexattr_t attributes;
@@ -146,7 +145,7 @@ std::shared_ptr<SharedStore> SharedStore::attach(const SharedStoreAddress& addre
   check_reachable(process, names);
   auto segment = attach_foreign(process, address.fd, kBytes, true, names);
   const Head& head = *reinterpret_cast<const Head*>(segment.data());
-  FVD_CHECK(std::memcmp(head.magic, kMagic, sizeof(kMagic)) == 0 &&
+  FVD_CHECK(std::memcmp(head.magic, kStoreMagic, sizeof(kStoreMagic)) == 0 &&
                 std::memcmp(head.id, address.id, sizeof(head.id)) == 0,
             kPeerLost, names.what, ": process ", address.pid, " has closed it; its descriptor ",
             address.fd, " is something else by now");

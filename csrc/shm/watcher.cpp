@@ -10,7 +10,7 @@
 #include <thread>
 
 #include "comm/error.h"
-#include "shm/own_thread.h"
+#include "comm/own_thread.h"
 #include "shm/process.h"
 
 namespace fvd::shm {
@@ -49,7 +49,7 @@ void Watcher::watch(const std::shared_ptr<Peer>& peer) {
   std::lock_guard lock(mutex_);
   peers_.push_back(peer);
   if (thread_ == nullptr) {
-    thread_ = start_own_thread("fastvideo-watch", [this] { run(); });
+    thread_ = std::make_unique<std::thread>(start_own_thread("fastvideo-watch", [this] { run(); }));
   }
   eventfd_write(wake_fd_, 1);
 }

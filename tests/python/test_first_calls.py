@@ -12,6 +12,8 @@ from fastvideo_dist._compat import extension
 main_thread = threading.main_thread
 writers = [extension().QueueWriter(f"test:{i}", 1, 2, 4096) for i in range(2)]
 
+done = []
+
 
 def slow():  # lets go of the lock, as any Python function may
     time.sleep(0.2)
@@ -22,7 +24,7 @@ def call(writer):
     try:
         writer.wait_until_ready(0.0)
     except TimeoutError:
-        print("done")
+        done.append(writer)
 
 
 threading.main_thread = slow
@@ -31,10 +33,11 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
+print(len(done))
 """
 
 
 def test_they_do_not_wait_for_each_other() -> None:
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "done\ndone\n"
+    assert done.stdout == "2\n"

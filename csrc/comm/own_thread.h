@@ -7,7 +7,7 @@
 #include <thread>
 #include <utility>
 
-namespace fvd::c10d_ {
+namespace fvd {
 
 /// Starts one that takes no signals: Ctrl-C belongs to the threads that wait. `name` has at most 15
 /// characters. @throws std::system_error
@@ -38,4 +38,4 @@ inline void end_own_thread(std::thread thread) {
   }
 }
 
-}  // namespace fvd::c10d_
+}  // namespace fvd
