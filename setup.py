@@ -21,6 +21,7 @@ from typing import Any
 from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
+from setuptools.command.egg_info import egg_info
 
 # torch looks for ninja on the PATH, where it is not if the environment is not activated.
 os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
@@ -205,6 +206,16 @@ class Build(build):
         self.build_base = build_folder()
 
 
+class EggInfo(egg_info):
+    """In the folder of the build: in this one, Python would take it for what is installed."""
+
+    def finalize_options(self) -> None:
+        if self.egg_base is None and torch is not None:
+            self.egg_base = build_folder()
+            Path(self.egg_base).mkdir(parents=True, exist_ok=True)
+        super().finalize_options()
+
+
 class BdistWheel(bdist_wheel):
     """Narrows the wheel's requirement to the minor version of torch that it was compiled against.
 
@@ -243,6 +254,28 @@ def extension() -> Any:
     return result
 
 
+def write_units(sources: list[str], folder: Path) -> list[str]:
+    """One source for each room that includes those of the room, instead of them: most of the time
+    of a compiler goes into torch's headers, which are read once for all of them then.
+    """
+    units: dict[str, str] = {}
+    alone = []
+    for source in sources:
+        path = Path(source)
+        if path.stem.startswith("reduce_"):  # each for a processor of its own
+            alone.append(source)
+        else:
+            units.setdefault(path.parent.name, "")
+            units[path.parent.name] += f'#include "{path.relative_to("csrc")}"\n'
+    folder.mkdir(parents=True, exist_ok=True)
+    for room, text in units.items():
+        unit = folder / f"{room}.cpp"
+        if not unit.is_file() or unit.read_text() != text:
+            unit.write_text(text)
+        alone.append(str(unit.relative_to(ROOT)))
+    return alone
+
+
 def commands() -> dict[str, Any]:
     if torch is None:
         return {}
@@ -257,6 +290,10 @@ def commands() -> dict[str, Any]:
         def run(self) -> None:
             set_max_jobs()
             nvcc, missing = choose_nvcc()
+            if os.environ.get("FASTVIDEO_DIST_UNITS", "1") == "1":
+                (module,) = self.extensions
+                module.depends = [*map(str, (ROOT / "csrc").rglob("*.*"))]
+                module.sources = write_units(module.sources, ROOT / build_folder() / "units")
             super().run()
             package = Path(self.get_ext_fullpath("fastvideo_dist._C")).parent
             kernels = package / f"_C_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
@@ -266,7 +303,12 @@ def commands() -> dict[str, Any]:
                 kernels.unlink(missing_ok=True)
             write_build_info(package / "_build_info.py", missing)
 
-    return {"build": Build, "build_ext": BuildExt, "bdist_wheel": BdistWheel}
+    return {
+        "build": Build,
+        "build_ext": BuildExt,
+        "bdist_wheel": BdistWheel,
+        "egg_info": EggInfo,
+    }
 
 
 if COMMANDS_THAT_NEED_TORCH.intersection(sys.argv):

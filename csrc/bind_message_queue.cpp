@@ -49,7 +49,7 @@ Memory memory_of(const at::Tensor& tensor) {
   return memory;
 }
 
-py::buffer_info buffer_of(Memory& memory) {
+py::buffer_info exported(Memory& memory) {
   static std::byte nothing{};  // a null address is no buffer
   return {memory.bytes == 0 ? &nothing : memory.data,
           1,
@@ -132,7 +132,7 @@ RingCall call_of(std::optional<double> seconds) {
 /// What `body` returns, without the interpreter's lock. A timeout is Python's TimeoutError, since
 /// unlike one of a group it breaks nothing; everything else as docs/errors.md says.
 template <typename Body>
-auto unlocked(Body&& body) {
+auto queue_call(Body&& body) {
   try {
     const py::gil_scoped_release unlocked;
     return body();
@@ -150,7 +150,7 @@ std::chrono::microseconds spin_time() {
 
 std::shared_ptr<shm::RingWriter> make_writer(const std::string& name, std::int64_t readers,
                                              std::int64_t slots, std::int64_t slot_bytes) {
-  return unlocked([&] {
+  return queue_call([&] {
     // What is negative becomes too large, and is refused as that.
     const shm::RingOptions options{name, static_cast<std::uint64_t>(readers),
                                    static_cast<std::uint64_t>(slots),
@@ -160,7 +160,7 @@ std::shared_ptr<shm::RingWriter> make_writer(const std::string& name, std::int64
 }
 
 std::shared_ptr<shm::RingReader> make_reader(const std::string& address, int reader) {
-  return unlocked([&] {
+  return queue_call([&] {
     auto memory = shm::RingMemory::attach(shm::RingAddress::parse(address));
     return std::make_shared<shm::RingReader>(std::move(memory), reader, spin_time());
   });
@@ -176,12 +176,12 @@ void write(shm::RingWriter& self, const py::sequence& parts, std::optional<doubl
     spans.push_back(borrowed.back()->bytes());
     marked.push_back(is_bytes(part, spans.back().size()));
   }
-  unlocked([&] { self.write(spans, call, marked); });
+  queue_call([&] { self.write(spans, call, marked); });
 }
 
 py::list read(shm::RingReader& self, std::optional<double> timeout) {
   const RingCall call = call_of(timeout);
-  auto parts = unlocked([&] { return self.read(call, &new_bytes); });
+  auto parts = queue_call([&] { return self.read(call, &new_bytes); });
   py::list result;
   for (RingPart& part : parts) result.append(object_of(std::move(part)));
   return result;
@@ -189,13 +189,13 @@ py::list read(shm::RingReader& self, std::optional<double> timeout) {
 
 Memory writers_chunk(const std::shared_ptr<shm::RingWriter>& self, std::optional<double> timeout) {
   const RingCall call = call_of(timeout);
-  const auto chunk = unlocked([&] { return self->begin_raw(call); });
+  const auto chunk = queue_call([&] { return self->begin_raw(call); });
   return {chunk.data(), chunk.size(), false, self};
 }
 
 Memory readers_chunk(const std::shared_ptr<shm::RingReader>& self, std::optional<double> timeout) {
   const RingCall call = call_of(timeout);
-  const auto chunk = unlocked([&] { return self->begin_raw(call); });
+  const auto chunk = queue_call([&] { return self->begin_raw(call); });
   // The kernel refuses a write there; so does Python, first.
   return {const_cast<std::byte*>(chunk.data()), chunk.size(), true, self};
 }
@@ -203,7 +203,7 @@ Memory readers_chunk(const std::shared_ptr<shm::RingReader>& self, std::optional
 template <typename End>
 void wait_until_ready(End& self, std::optional<double> timeout) {
   const RingCall call = call_of(timeout);
-  unlocked([&] { self.wait_until_ready(call); });
+  queue_call([&] { self.wait_until_ready(call); });
 }
 
 template <typename End>
@@ -216,7 +216,7 @@ void close_end(End& self) {
 
 void bind_message_queue(py::module_& module) {
   py::class_<Memory>(module, "Memory", py::buffer_protocol(), "Bytes in memory. See _C.pyi.")
-      .def_buffer(&buffer_of);
+      .def_buffer(&exported);
   module.def("memory_of", &memory_of, py::arg("tensor"));
   py::class_<shm::RingWriter, std::shared_ptr<shm::RingWriter>>(
       module, "QueueWriter", "The writing end of a message queue. See _C.pyi.")
@@ -229,7 +229,7 @@ void bind_message_queue(py::module_& module) {
       .def("begin_raw", &writers_chunk, py::arg("timeout"))
       .def(
           "end_raw",
-          [](shm::RingWriter& self, bool publish) { unlocked([&] { self.end_raw(publish); }); },
+          [](shm::RingWriter& self, bool publish) { queue_call([&] { self.end_raw(publish); }); },
           py::arg("publish"))
       .def("wait_until_ready", &wait_until_ready<shm::RingWriter>, py::arg("timeout"))
       .def("close", &close_end<shm::RingWriter>);
@@ -238,7 +238,7 @@ void bind_message_queue(py::module_& module) {
       .def(py::init(&make_reader), py::arg("address"), py::arg("reader"))
       .def("read", &read, py::arg("timeout"))
       .def("begin_raw", &readers_chunk, py::arg("timeout"))
-      .def("end_raw", [](shm::RingReader& self) { unlocked([&] { self.end_raw(); }); })
+      .def("end_raw", [](shm::RingReader& self) { queue_call([&] { self.end_raw(); }); })
       .def("wait_until_ready", &wait_until_ready<shm::RingReader>, py::arg("timeout"))
       .def("close", &close_end<shm::RingReader>);
 }
