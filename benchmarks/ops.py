@@ -150,6 +150,18 @@ def exchange_by_permutes(group: dist.ProcessGroup, size: int) -> Case:
     return Case(x.nbytes, lambda: _permuted(x, group), expected, x)
 
 
+def exchange_back(group: dist.ProcessGroup, size: int) -> Case:
+    """all_to_all_4d: [1, S, H/W, D] -> [1, S/W, H, D] in one op."""
+    expected, x = _exchange_tensors(group, size)
+    return Case(x.nbytes, lambda: all_to_all_4d(x, 1, 2, group), expected, x)
+
+
+def exchange_back_by_permutes(group: dist.ProcessGroup, size: int) -> Case:
+    """The same without the op."""
+    expected, x = _exchange_tensors(group, size)
+    return Case(x.nbytes, lambda: _permuted_back(x, group), expected, x)
+
+
 def exchange_qkv(group: dist.ProcessGroup, size: int) -> Case:
     """all_to_all_4d of q, k and v at once: `size` is that of the three together."""
     qkv, expected = _qkv_tensors(group, size)
@@ -162,6 +174,16 @@ def exchange_qkv_by_permutes(group: dist.ProcessGroup, size: int) -> Case:
     return Case(qkv.nbytes, lambda: [_permuted(x, group) for x in qkv], expected, qkv)
 
 
+def exchange_qkv_joined_by_permutes(group: dist.ProcessGroup, size: int) -> Case:
+    """The same without the op, as FastVideo does it: joined to one tensor, which is exchanged."""
+    qkv, expected = _qkv_tensors(group, size)
+
+    def call() -> list[Tensor]:
+        return list(_permuted(torch.cat(list(qkv)), group).chunk(3))
+
+    return Case(qkv.nbytes, call, expected, qkv)
+
+
 def _permuted(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     world = group.size()
     batch, length, heads, dim = x.shape
@@ -170,6 +192,18 @@ def _permuted(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     received = torch.empty_like(blocks)
     dist.all_to_all_single(received, blocks, group=group)
     return received.permute(1, 0, 2, 3, 4).reshape(batch, world * length, heads // world, dim)
+
+
+def _permuted_back(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """By the dimensions that FastVideo puts in front: heads, positions, batch."""
+    world = group.size()
+    batch, length, heads, dim = x.shape
+    blocks = x.reshape(batch, world, length // world, heads, dim).permute(1, 3, 2, 0, 4)
+    blocks = blocks.contiguous()
+    received = torch.empty_like(blocks)
+    dist.all_to_all_single(received, blocks, group=group)
+    received = received.reshape(world * heads, length // world, batch, dim)
+    return received.transpose(0, 2).contiguous()
 
 
 def _exchange_tensors(group: dist.ProcessGroup, size: int) -> tuple[Tensor, Tensor]:
@@ -209,11 +243,15 @@ OPS: dict[str, Maker] = {
     "isend_recv": isend_recv,
     "barrier": barrier,
     "all_to_all_4d": exchange,
+    "all_to_all_4d_back": exchange_back,
     "all_to_all_4d_qkv": exchange_qkv,
+    "all_to_all_4d_qkv_joined": exchange_qkv,
 }
 
 # What goes over shared memory only, and what does the same over any backend.
 BY_PERMUTES: dict[str, Maker] = {
     "all_to_all_4d": exchange_by_permutes,
+    "all_to_all_4d_back": exchange_back_by_permutes,
     "all_to_all_4d_qkv": exchange_qkv_by_permutes,
+    "all_to_all_4d_qkv_joined": exchange_qkv_joined_by_permutes,
 }

@@ -21,7 +21,9 @@ OPS = (
     "isend_recv",
     "barrier",
     "all_to_all_4d",
+    "all_to_all_4d_back",
     "all_to_all_4d_qkv",
+    "all_to_all_4d_qkv_joined",
 )
 
 
@@ -35,9 +37,9 @@ def test_one_tiny_size(tmp_path: Path) -> None:
 
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     measured = {(row["op"], row["backend"]) for row in rows}
-    plain = {(op, name) for op in OPS[:-2] for name in ("fastvideo", "gloo", "fake")}
+    plain = {(op, name) for op in OPS[:-4] for name in ("fastvideo", "gloo", "fake")}
     names = ("fastvideo", "fastvideo+permutes", "gloo+permutes")
-    assert measured == plain | {(op, name) for op in OPS[-2:] for name in names}
+    assert measured == plain | {(op, name) for op in OPS[-4:] for name in names}
     assert all(0 < row["min_us"] <= row["median_us"] <= row["p99_us"] for row in rows)
     for op in OPS:
         assert f"{op} " in done.stdout
