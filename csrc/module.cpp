@@ -15,6 +15,7 @@
 #include "bind_copy.h"
 #include "bind_message_queue.h"
 #include "c10d/backend.h"
+#include "c10d/lookup.h"
 #include "c10d/translate_errors.h"
 #include "comm/env.h"
 #include "comm/log.h"
@@ -98,6 +99,7 @@ std::unique_ptr<Communicator> make_communicator(c10::Device device, std::shared_
   gpu.group = options;
   gpu.device = device.index();
   gpu.check = environment().nccl.check;
+  gpu.push = environment().nccl.push;
   cuda::load_kernels();  // the device is the current one
   return nccl::make_communicator(nccl_libraries, std::move(store), std::move(cpu), gpu);
 }
@@ -182,6 +184,10 @@ std::uintptr_t current_stream(const at::Device& device) {
   return reinterpret_cast<std::uintptr_t>(c10d_::native(c10d_::current_stream(device)).handle);
 }
 
+std::string exchange_path(const std::string& group_name) {
+  return c10d_::find_backend(group_name)->exchange_path();
+}
+
 /// Takes the table out of the capsule that `_C_cuda` offers, or notes why there is none.
 void use_kernels(const std::optional<py::capsule>& kernels, const std::string& reason) {
   if (!kernels.has_value()) return cuda::use_no_kernels(reason);
@@ -223,6 +229,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   fvd::bind_communicator(module, fvd::make_communicator, fvd::interpreter);
   module.def("load_nccl", &fvd::load_nccl, py::arg("path") = std::nullopt);
   module.def("current_stream", &fvd::current_stream, py::arg("device"));
+  module.def("exchange_path", &fvd::exchange_path, py::arg("group_name"));
   module.def("use_kernels", &fvd::use_kernels, py::arg("kernels"), py::arg("reason") = "",
              "The capsule _C_cuda.KERNELS; None: there are no kernels, for this reason.");
   module.def("build_info", &fvd::build_info);

@@ -249,6 +249,9 @@ def load_nccl(path: str | None = None) -> tuple[str, str]:
 def current_stream(device: torch.device) -> int:
     """The handle of this thread's current stream of a GPU, as torch's C++ knows it."""
 
+def exchange_path(group_name: str) -> str:
+    """See `fastvideo_dist.ops.exchange_path`."""
+
 def copy_on_gpu(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
     """Copies each source to its target, all in one kernel on the current stream: what the exchange
     packs and unpacks with. Any strides; targets may not overlap. Autograd does not see it.

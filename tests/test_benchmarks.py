@@ -58,7 +58,7 @@ def test_the_exchange_on_a_gpu_says_that_there_is_none() -> None:
 def test_both_exchanges_on_a_gpu_mean_the_same(world: int) -> None:
     """On the CPU, with torch's copies in place of the kernel's."""
     # Not at the top: it is no package for who runs these tests from another folder.
-    from benchmarks.gpu_exchange import Ours, transposing  # noqa: PLC0415
+    from benchmarks.gpu_exchange import Ours, Push, transposing  # noqa: PLC0415
 
     def copy(sources: list[Tensor], targets: list[Tensor]) -> None:
         for source, target in zip(sources, targets, strict=True):
@@ -69,6 +69,11 @@ def test_both_exchanges_on_a_gpu_mean_the_same(world: int) -> None:
     ours = Ours(xs, world, copy)
     for mine, theirs in zip(ours.exchange(), transposing(xs, world, Tensor.clone), strict=True):
         assert torch.equal(mine, theirs)
+    push = Push(xs, world, copy)
+    push.push()
+    for peer, mine in enumerate(push.results):
+        for result, x in zip(mine, xs, strict=True):
+            assert torch.equal(result[:, :6], x.chunk(world, dim=2)[peer])
     for x in xs:
         x.zero_()
     ours.unpack()

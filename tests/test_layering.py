@@ -114,6 +114,7 @@ IMPORTS = {
         "fastvideo_dist.ops.splits",
     },
     "fastvideo_dist.ops.exchange": {
+        "fastvideo_dist._compat",
         "fastvideo_dist.ops.fakes",
         "fastvideo_dist.ops.groups",
         "fastvideo_dist.ops.splits",

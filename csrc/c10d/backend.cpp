@@ -73,6 +73,16 @@ void FastVideoBackend::shutdown() {
   if (runner_) runner_->close(kShutdownLimit);
 }
 
+void FastVideoBackend::note_exchange(const std::string& path) {
+  const std::lock_guard lock(path_mutex_);
+  if (exchange_path_ != path) exchange_path_ = path;
+}
+
+std::string FastVideoBackend::exchange_path() const {
+  const std::lock_guard lock(path_mutex_);
+  return exchange_path_;
+}
+
 void FastVideoBackend::abort() {
   const std::string reason = text("abort() was called on rank ", rank_);
   device_->abort(reason);

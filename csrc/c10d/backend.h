@@ -97,6 +97,11 @@ class FastVideoBackend final : public ::c10d::Backend {
   void run_on_device(const char* operation, const CallMemory& memory,
                      const GroupRunner::Body& body);
 
+  /// Which way the last exchange of tensors on a GPU took: "push", or "nccl: " and why; empty if
+  /// there was none.
+  void note_exchange(const std::string& path);
+  std::string exchange_path() const;
+
   // Groups made of this one (backend_split.cpp)
   bool supportsSplitting() const override { return true; }
 
@@ -215,6 +220,9 @@ class FastVideoBackend final : public ::c10d::Backend {
   };
   std::mutex split_mutex_;
   std::optional<Split> last_split_;
+
+  mutable std::mutex path_mutex_;
+  std::string exchange_path_;
 
   mutable std::mutex coalescing_mutex_;
   std::atomic<bool> coalescing_open_{false};

@@ -3,11 +3,14 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "comm/block_layout.h"
 #include "comm/types.h"
@@ -26,6 +29,19 @@ struct Call {
   /// What the caller means by its blocks, as a hash; 0 if they mean nothing but bytes. Ranks whose
   /// collective has another one disagree (kMismatch), though they may move the same count.
   std::uint64_t layout = 0;
+};
+
+/// The outputs of one call on all ranks, as this rank reaches them on its device.
+struct Reached {
+  std::size_t outputs = 0;         // of one rank
+  std::vector<std::byte*> places;  // those of rank 0, then those of rank 1, and so on
+
+  /// On the device: from when it is not 0 nothing may be written to any of them.
+  const std::uint32_t* given_up = nullptr;
+
+  std::byte* place(std::size_t rank, std::size_t output) const {
+    return places[rank * outputs + output];
+  }
 };
 
 /// A send or receive under way. Destroying it before it is done gives it up without waiting, and
@@ -148,6 +164,20 @@ class Communicator {
   virtual void all_to_all_runs(std::span<const ConstBlocks> in, std::span<const Blocks> out,
                                DataType type, const Call& call) {
     all_to_all(in, out, type, false, call);
+  }
+
+  /// Lets each rank write into the outputs of all, where ranks share memory on a device.
+  ///
+  /// On the call's stream: waits until the streams of all ranks have come to this call, then does
+  /// what `write` enqueues, then waits until all ranks have written. Collective. `outputs`:
+  /// contiguous, as many on every rank.
+  ///
+  /// Returns nothing if it was done so. Else it returns why it cannot be, and nothing is enqueued
+  /// on any rank: all come to the same end, and may make another call of it.
+  virtual std::optional<std::string> push(std::span<const Block> /*outputs*/, DataType /*type*/,
+                                          const std::function<void(const Reached&)>& /*write*/,
+                                          const Call& /*call*/) {
+    return "this transport has no memory that ranks share on a device";
   }
 
   /// Within this rank's memory, in the order of the call's stream. Not collective. On a GPU

@@ -100,6 +100,7 @@ Environment read_environment() {
   env.nccl.library = library("FASTVIDEO_DIST_NCCL_LIBRARY");
   env.nccl.cuda_library = library("FASTVIDEO_DIST_CUDA_LIBRARY");
   env.nccl.check = nccl_check("FASTVIDEO_DIST_NCCL_CHECK", env.nccl.check);
+  env.nccl.push = number<int>("FASTVIDEO_DIST_PUSH", env.nccl.push ? 1 : 0, 0, 1) == 1;
   return env;
 }
 

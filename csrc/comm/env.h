@@ -26,6 +26,8 @@ struct Environment {
 /// FASTVIDEO_DIST_NCCL_LIBRARY      absolute path of the libnccl.so.2 to load
 /// FASTVIDEO_DIST_CUDA_LIBRARY      absolute path of the libcudart.so.12 or 13 to load
 /// FASTVIDEO_DIST_NCCL_CHECK        beside or before: when CUDA calls are compared between ranks
+/// FASTVIDEO_DIST_PUSH              1: exchanges on GPUs write into the peers' tensors; 0: over
+/// NCCL
 Environment read_environment();
 
 }  // namespace fvd

@@ -42,6 +42,7 @@ struct NcclOptions {
   std::string cuda_library;  // libcudart.so.12 or 13, likewise
   std::string wheels;  // the folder with the package "nvidia" of NVIDIA's wheels; may be empty
   NcclCheck check = NcclCheck::kBeside;
+  bool push = false;  // exchanges write into the peers' tensors where they can
 };
 
 }  // namespace fvd

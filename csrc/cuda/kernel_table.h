@@ -6,11 +6,13 @@
 #include <cstdint>
 
 #include "cuda/copy_part.h"
+#include "cuda/rank_barrier.h"
 
 namespace fvd::cuda {
 
-/// Changes with anything in this file or in copy_part.h that both sides have to mean alike.
-constexpr std::uint32_t kKernelTableVersion = 1;
+/// Changes with anything in this file, copy_part.h or rank_barrier.h that both sides have to mean
+/// alike.
+constexpr std::uint32_t kKernelTableVersion = 2;
 
 /// Under this name the table comes in a Python capsule.
 constexpr const char* kKernelTableName = "fastvideo_dist._C_cuda.kernels";
@@ -28,8 +30,14 @@ struct KernelTable {
 
   /// Enqueues on `stream` (a cudaStream_t of the current device) the copies of 1 to kMostParts
   /// parts, whose tiles are numbered through from 0 to `tiles` - 1. The list is only read during
-  /// the call. Returns 0, or the number of a CUDA error.
-  int (*copy_parts)(const CopyPart* parts, std::uint32_t count, std::uint32_t tiles, void* stream);
+  /// the call. `given_up`: memory of the device, or null; if it is not 0 when a block of threads
+  /// begins, that block copies nothing. Returns 0, or the number of a CUDA error.
+  int (*copy_parts)(const CopyPart* parts, std::uint32_t count, std::uint32_t tiles,
+                    const std::uint32_t* given_up, void* stream);
+
+  /// Enqueues on `stream` a wait for the other ranks. `barrier` is only read during the call.
+  /// Returns likewise.
+  int (*wait_for_ranks)(const Barrier* barrier, void* stream);
 
   /// In CUDA's words.
   const char* (*error_text)(int error);

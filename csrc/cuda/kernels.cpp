@@ -1,5 +1,6 @@
 #include "cuda/kernels.h"
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <mutex>
@@ -46,6 +47,30 @@ void unpack(const std::byte* from, std::span<const nccl::PackedBlock> to, nccl::
   enqueue(plan, {stream});
 }
 
+static_assert(kMostBarrierRanks == nccl::RankBarrier::kMostRanks);
+
+void wait_for_ranks(const nccl::RankBarrier& wanted, nccl::CudaStream stream) {
+  Barrier barrier{};
+  std::copy(wanted.tell.begin(), wanted.tell.end(), barrier.tell);
+  barrier.heard = wanted.heard;
+  barrier.step = wanted.step;
+  barrier.number = wanted.number;
+  barrier.limit = static_cast<std::uint64_t>(wanted.limit.count());
+  barrier.linger = static_cast<std::uint64_t>(wanted.linger.count());
+  barrier.given_up = wanted.given_up;
+  barrier.abort = wanted.abort;
+  barrier.report = wanted.report;
+  barrier.rank = static_cast<std::uint32_t>(wanted.rank);
+  barrier.begins = wanted.begins ? 1 : 0;
+  barrier.ranks = static_cast<std::uint32_t>(wanted.tell.size());
+  const KernelTable* const table = current.load(std::memory_order_acquire);
+  FVD_CHECK(table != nullptr, kUnsupported, *why_no_kernels());
+  const int error = table->wait_for_ranks(&barrier, stream);
+  FVD_CHECK(error == 0, kLibrary,
+            "a kernel that waits for the other ranks was not launched: ", table->error_text(error),
+            " (CUDA error ", error, ")");
+}
+
 }  // namespace
 
 void use_kernels(const KernelTable* table) {
@@ -72,13 +97,13 @@ void load_kernels() noexcept {
   if (const KernelTable* table = current.load(std::memory_order_acquire)) table->load_kernels();
 }
 
-void enqueue(const CopyPlan& plan, Stream stream) {
+void enqueue(const CopyPlan& plan, Stream stream, const std::uint32_t* given_up) {
   if (plan.empty()) return;
   const KernelTable* const table = current.load(std::memory_order_acquire);
   FVD_CHECK(table != nullptr, kUnsupported, *why_no_kernels());
   for (const auto& launch : plan.launches()) {
-    const int error =
-        table->copy_parts(plan.parts(launch).data(), launch.count, launch.tiles, stream.handle);
+    const int error = table->copy_parts(plan.parts(launch).data(), launch.count, launch.tiles,
+                                        given_up, stream.handle);
     FVD_CHECK(error == 0, kLibrary, "a kernel that copies ", plan.bytes(),
               " bytes was not launched: ", table->error_text(error), " (CUDA error ", error, ")");
   }
@@ -86,7 +111,7 @@ void enqueue(const CopyPlan& plan, Stream stream) {
 
 nccl::BlockKernels block_kernels() {
   if (current.load(std::memory_order_acquire) == nullptr) return {};
-  return {pack, unpack};
+  return {pack, unpack, wait_for_ranks};
 }
 
 }  // namespace fvd::cuda

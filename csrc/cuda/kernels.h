@@ -1,6 +1,7 @@
 // The kernels this process has, and how plans are run on them.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -25,11 +26,13 @@ std::optional<std::string> why_no_kernels();
 /// loading would wait for. What fails here fails again, and is told, where a kernel is needed.
 void load_kernels() noexcept;
 
-/// Enqueues all copies on `stream`, which is one of the current device.
+/// Enqueues all copies on `stream`, which is one of the current device. `given_up`: as
+/// Reached::given_up, or null.
 /// @throws Error(kUnsupported) without kernels, Error(kLibrary) if CUDA fails
-void enqueue(const CopyPlan& plan, Stream stream);
+void enqueue(const CopyPlan& plan, Stream stream, const std::uint32_t* given_up = nullptr);
 
-/// For the transport's staging of strided blocks; empty if there are none.
+/// For the transport: its staging of strided blocks, and waits of ranks on the device. Empty if
+/// there are none.
 nccl::BlockKernels block_kernels();
 
 }  // namespace fvd::cuda

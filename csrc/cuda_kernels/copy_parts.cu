@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "cuda_kernels/copy_parts.h"
+#include "cuda_kernels/told.h"
 
 namespace fvd::cuda {
 namespace {
@@ -11,6 +12,7 @@ namespace {
 /// The argument of a launch. Kernels take 32764 bytes of them; what is not needed is not sent.
 template <std::uint32_t kCount>
 struct Parts {
+  const std::uint32_t* given_up;
   std::uint32_t count;
   CopyPart list[kCount];
 };
@@ -45,6 +47,7 @@ __device__ __forceinline__ void copy_tile(const CopyPart& part, std::uint32_t ti
 template <std::uint32_t kCount>
 __global__ void __launch_bounds__(kThreads)
     copy_kernel(const __grid_constant__ Parts<kCount> parts) {
+  if (parts.given_up != nullptr && *parts.given_up != 0) return;
   const CopyPart& part = parts.list[part_of_tile(parts.list, parts.count, blockIdx.x)];
   const std::uint32_t tile = blockIdx.x - part.first_tile;
   switch (part.unit_log2) {
@@ -61,12 +64,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// The error goes to the caller, and not also to whoever next asks CUDA for the last one.
-int told(cudaError_t error) {
-  if (error != cudaSuccess) cudaGetLastError();
-  return error;
-}
-
 template <std::uint32_t kCount>
 int load() {
   cudaFuncAttributes attributes;
@@ -74,8 +71,10 @@ int load() {
 }
 
 template <std::uint32_t kCount>
-int launch(const CopyPart* list, std::uint32_t count, std::uint32_t tiles, void* stream) {
+int launch(const CopyPart* list, std::uint32_t count, std::uint32_t tiles,
+           const std::uint32_t* given_up, void* stream) {
   Parts<kCount> parts;
+  parts.given_up = given_up;
   parts.count = count;
   std::copy_n(list, count, parts.list);
   void* arguments[] = {&parts};
@@ -85,16 +84,15 @@ int launch(const CopyPart* list, std::uint32_t count, std::uint32_t tiles, void*
 
 }  // namespace
 
-int copy_parts(const CopyPart* list, std::uint32_t count, std::uint32_t tiles, void* stream) {
-  return count <= kFewParts ? launch<kFewParts>(list, count, tiles, stream)
-                            : launch<kMostParts>(list, count, tiles, stream);
+int copy_parts(const CopyPart* list, std::uint32_t count, std::uint32_t tiles,
+               const std::uint32_t* given_up, void* stream) {
+  return count <= kFewParts ? launch<kFewParts>(list, count, tiles, given_up, stream)
+                            : launch<kMostParts>(list, count, tiles, given_up, stream);
 }
 
-int load_kernels() {
+int load_copy_kernels() {
   const int error = load<kFewParts>();
   return error != 0 ? error : load<kMostParts>();
 }
-
-const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 }  // namespace fvd::cuda

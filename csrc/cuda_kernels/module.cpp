@@ -1,7 +1,9 @@
 // fastvideo_dist._C_cuda: nothing but the table of kernels, for _C. Built where nvcc is.
 #include <Python.h>
+#include <cuda_runtime.h>
 
 #include "cuda_kernels/copy_parts.h"
+#include "cuda_kernels/rank_barrier.h"
 
 namespace {
 
@@ -9,8 +11,15 @@ using fvd::cuda::KernelTable;
 using fvd::cuda::kKernelTableName;
 using fvd::cuda::kKernelTableVersion;
 
-KernelTable table{kKernelTableVersion, fvd::cuda::load_kernels, fvd::cuda::copy_parts,
-                  fvd::cuda::error_text};
+int load_kernels() {
+  const int error = fvd::cuda::load_copy_kernels();
+  return error != 0 ? error : fvd::cuda::load_barrier_kernel();
+}
+
+const char* error_text(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+KernelTable table{kKernelTableVersion, load_kernels, fvd::cuda::copy_parts,
+                  fvd::cuda::wait_for_ranks, error_text};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                           "_C_cuda",

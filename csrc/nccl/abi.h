@@ -8,6 +8,7 @@
 
 #include <climits>
 #include <cstddef>
+#include <cstdint>
 
 namespace fvd::nccl {
 
@@ -74,6 +75,23 @@ constexpr unsigned kEventDisableTiming = 2;
 constexpr unsigned kStreamNonBlocking = 1;
 constexpr unsigned kNoDestructorSync = 1;     // of a user object
 constexpr unsigned kGraphUserObjectMove = 1;  // the graph takes the caller's reference
+
+/// Stands for an allocation of device memory in other processes.
+struct IpcHandle {
+  char bytes[64];
+  bool operator==(const IpcHandle&) const = default;
+};
+constexpr unsigned kIpcLazyPeerAccess = 1;
+constexpr unsigned kHostPortable = 1;  // of pinned memory
+constexpr unsigned kHostMapped = 2;
+
+/// Of the driver: what it knows of an address.
+enum class PointerAttribute : int {
+  kBufferId = 7,  // of the allocation; never used again
+  kIpcCapable = 10,
+  kRangeStart = 11,  // of the allocation
+  kRangeSize = 12,
+};
 
 struct StreamObject;
 using CudaStream = StreamObject*;

@@ -72,6 +72,7 @@ Control::~Control() = default;
 
 Call Control::on_host(Call call) const {
   call.stream = {};
+  call.layout = 0;  // it is in the records, whose words are about the call itself
   call.timeout = context_.timeout_of(call);
   return call;
 }
@@ -81,9 +82,12 @@ void Control::gather(const ConstBlock& mine, const std::vector<Block>& all, cons
 }
 
 void Control::check_before(const Record& record, const Call& call) {
-  const auto records = exchange(record, call);
-  for (const Record& other : records) {
-    if (!(other == record)) throw_mismatch(context_, records);
+  check_same(exchange(record, call));
+}
+
+void Control::check_same(const std::vector<Record>& records) const {
+  for (const Record& record : records) {
+    if (!(record == records.front())) throw_mismatch(context_, records);
   }
 }
 

@@ -39,6 +39,9 @@ class Control {
   /// @throws Error(kMismatch) on all ranks, naming who calls what, and what the group throws
   void check_before(const Record& record, const Call& call);
 
+  /// Of all ranks, which each of them has. @throws Error(kMismatch) likewise, unless all are equal
+  void check_same(const std::vector<Record>& records) const;
+
   /// Compares what each pair of ranks wants to exchange. @throws Error(kMismatch)
   void check_lengths(const std::vector<std::uint64_t>& sent,
                      const std::vector<std::uint64_t>& expected, const Call& call);

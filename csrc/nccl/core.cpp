@@ -16,10 +16,17 @@ struct Hello {
   std::int32_t check = 0;
   UniqueId id{};  // of rank 0
   char words[512] = {};
+  char no_push[256] = {};  // why its exchanges cannot write into others' memory
 };
 
 const char* words_of(std::int32_t check) {
   return check == static_cast<std::int32_t>(NcclCheck::kBefore) ? "before" : "beside";
+}
+
+std::string why_no_push(const NcclGroupOptions& options, const Context& context) {
+  if (!options.push) return "FASTVIDEO_DIST_PUSH is 0";
+  if (context.kernels.barrier == nullptr) return "this package has no kernels for GPUs there";
+  return {};
 }
 
 std::shared_ptr<Context> context_of(const Communicator& control, const NcclGroupOptions& options) {
@@ -58,6 +65,7 @@ Core::Core(const std::function<Libraries()>& load, std::shared_ptr<Store> store,
   lanes_ = std::make_shared<Lanes>(
       context_, control_, events_, in_flight_, check_,
       [this](const Error& error) { break_with(error.kind(), error.what()); });
+  push_ = std::make_unique<Push>(*context_, control_, *events_);
   start_watchdog();
 }
 
@@ -76,6 +84,7 @@ void Core::meet(const std::function<Libraries()>& load, const NcclGroupOptions& 
     const DeviceScope device(context_->cuda, context_->device);
     if (context_->rank == 0)
       context_->check_nccl(context_->nccl.get_unique_id(&mine.id), "ncclGetUniqueId");
+    why_no_push(options, *context_).copy(mine.no_push, sizeof(mine.no_push) - 1);
     mine.usable = 1;
   } catch (const Error& error) {
     own = error;
@@ -99,6 +108,12 @@ void Core::meet(const std::function<Libraries()>& load, const NcclGroupOptions& 
               ", but rank ", rank, " has NCCL ", version_text(other.version), " and ",
               words_of(other.check), "; all ranks must have the same");
   }
+  std::vector<std::string> no_push;
+  for (Hello& other : hellos) {
+    other.no_push[sizeof(other.no_push) - 1] = '\0';
+    no_push.emplace_back(other.no_push);
+  }
+  note_pushes(options, no_push);
   const DeviceScope device(context_->cuda, context_->device);
   handle_.start(hellos[0].id, context_->size, context_->rank);
   // Until there is a watchdog the others are looked after here.
@@ -121,7 +136,12 @@ Core::~Core() {
   lanes_->leave();
   handle_.finalize();
   const auto end = Clock::now() + kLeavePatience;
-  bool well = lanes_->close(kLeavePatience);
+  // The others must not write into memory that nobody here looks after any more.
+  if (!context_->fate.broken() && !push_->finish(kLeavePatience))
+    control_.abort(Kind::kAborted,
+                   text(context_->where(), " was destroyed while its exchange was under way"));
+  bool well = push_->close();
+  well &= lanes_->close(kLeavePatience);
   well &= handle_.close(std::chrono::duration_cast<milliseconds>(end - Clock::now()));
   if (!well)
     context_->fate.set(Kind::kAborted, text("fastvideo: ", context_->where(),
@@ -133,6 +153,7 @@ void Core::break_with(Kind kind, const std::string& words) noexcept {
   if (!context_->fate.set(kind, context_->told(words))) return;
   // The others first: ending NCCL may take its time.
   control_.abort(kind, words);
+  if (push_ != nullptr) push_->abort();
   handle_.abort();
   lanes_->abort();
   context_->fate.settle();
@@ -167,14 +188,10 @@ void Core::compare(const Record& record, const Call& call, const Lengths* length
     control_.note(record);
     return;
   }
-  try {
+  in_words_of(record, [&] {
     control_.check_before(record, call);
     if (lengths != nullptr) control_.check_lengths(lengths->sent, lengths->expected, call);
-  } catch (const Error& error) {
-    if (error.kind() == Kind::kMismatch) throw;
-    throw Error(error.kind(), text("fastvideo: ", describe(record), " seq ", record.sequence,
-                                   " on ", context_->where(), " (CUDA): ", error.what()));
-  }
+  });
 }
 
 void Core::run(Record record, const Call& call, Staging& staging, bool empty, const Body& body,

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -18,6 +19,7 @@
 #include "nccl/in_flight.h"
 #include "nccl/lanes.h"
 #include "nccl/nccl_communicator.h"
+#include "nccl/push.h"
 #include "nccl/staging.h"
 #include "nccl/wire.h"
 
@@ -50,6 +52,10 @@ class Core {
   void run(Record record, const Call& call, Staging& staging, bool empty, const Body& body,
            const Lengths* lengths = nullptr);
 
+  /// See Communicator::push (core_push.cpp).
+  std::optional<std::string> push(Record record, const Call& call, std::span<const Block> outputs,
+                                  const std::function<void(const Reached&)>& write);
+
   /// Waits on the host: for the stream, then for all ranks.
   void barrier(const Call& call);
 
@@ -70,6 +76,18 @@ class Core {
     }
   }
 
+  /// What `step` throws while it waits for the others on the host, as of this call.
+  template <typename Step>
+  decltype(auto) in_words_of(const Record& record, Step&& step) const {
+    try {
+      return step();
+    } catch (const Error& error) {
+      if (error.kind() == Kind::kMismatch) throw;
+      throw Error(error.kind(), text("fastvideo: ", describe(record), " seq ", record.sequence,
+                                     " on ", context_->where(), " (CUDA): ", error.what()));
+    }
+  }
+
   bool capturing(CudaStream stream) const;
 
   /// The first failure ends the group here and lets the others know; later ones change nothing.
@@ -79,6 +97,9 @@ class Core {
   // core.cpp
   void meet(const std::function<Libraries()>& load, const NcclGroupOptions& options);
   void open(Record& record);
+  // core_push.cpp
+  void tell_once(const std::string& why);
+  void note_pushes(const NcclGroupOptions& options, const std::vector<std::string>& whys);
   void compare(const Record& record, const Call& call, const Lengths* lengths);
   void wait_for_stream(const Record& record, const Call& call);
 
@@ -108,6 +129,9 @@ class Core {
   std::shared_ptr<EventPool> events_;
   std::shared_ptr<InFlight> in_flight_;
   std::shared_ptr<Lanes> lanes_;
+  std::unique_ptr<Push> push_;
+  std::string why_no_push_;     // as all ranks know since they met; empty: each call tells
+  std::set<std::string> told_;  // reasons that were logged
   std::atomic<std::uint64_t> sequence_{0};
 
   std::mutex mutex_;  // guards what follows

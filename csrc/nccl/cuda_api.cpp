@@ -34,6 +34,17 @@ CudaApi cuda_api_of(const Library& library) {
   } else {
     fill(library, "cudaStreamGetCaptureInfo_v2", api.capture_info_12);
   }
+  fill(library, "cudaMalloc", api.malloc);
+  fill(library, "cudaFree", api.free);
+  fill(library, "cudaHostAlloc", api.host_alloc);
+  fill(library, "cudaIpcGetMemHandle", api.ipc_get_handle);
+  fill(library, "cudaIpcOpenMemHandle", api.ipc_open_handle);
+  fill(library, "cudaIpcCloseMemHandle", api.ipc_close_handle);
+  if (api.version >= 12050) {
+    fill(library, "cudaGetDriverEntryPointByVersion", api.driver_entry);
+  } else {
+    fill(library, "cudaGetDriverEntryPoint", api.driver_entry_12);
+  }
   fill(library, "cudaUserObjectCreate", api.user_object_create);
   fill(library, "cudaGraphRetainUserObject", api.graph_retain_user_object);
   return api;
@@ -62,6 +73,17 @@ void check(const CudaApi& cuda, CudaResult result, const char* what) {
   FVD_CHECK(result == CudaResult::kSuccess, kLibrary, what,
             " failed: ", cuda.get_error_string(result), " (CUDA error ", static_cast<int>(result),
             ")");
+}
+
+PointerAttributes pointer_attributes(const CudaApi& cuda) noexcept {
+  constexpr const char* kSymbol = "cuPointerGetAttributes";
+  void* function = nullptr;
+  int status = 0;  // what is missing is told by a null function, too
+  const CudaResult result =
+      cuda.driver_entry != nullptr
+          ? cuda.driver_entry(kSymbol, &function, kOldestCudaVersion, 0, &status)
+          : cuda.driver_entry_12(kSymbol, &function, 0, &status);
+  return result == CudaResult::kSuccess ? reinterpret_cast<PointerAttributes>(function) : nullptr;
 }
 
 DeviceScope::DeviceScope(const CudaApi& cuda, int device) : cuda_(cuda) {

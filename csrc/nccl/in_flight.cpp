@@ -70,19 +70,28 @@ void InFlight::drop(const Entry& entry) noexcept {
   events_.give(entry.end);
 }
 
+bool InFlight::has_given_up(const Entry& entry) {
+  const auto& [report, number] = entry.given_up;
+  if (report == nullptr) return false;
+  const std::uint64_t told = __atomic_load_n(report, __ATOMIC_ACQUIRE);
+  return told == number || told == number + 1;
+}
+
 std::optional<InFlight::Late> InFlight::look(Clock::time_point now) {
   const std::lock_guard lock(mutex_);
   for (auto entry = entries_.begin(); entry != entries_.end();) {
-    if (passed(cuda_, entry->end)) {
+    const bool done = passed(cuda_, entry->end);
+    if (has_given_up(*entry)) return Late{entry->record, entry->timeout, entry->timeout, true};
+    if (done) {
       events_.give(entry->begin);
       events_.give(entry->end);
       entry = entries_.erase(entry);
       continue;
     }
     if (!entry->began && passed(cuda_, entry->begin)) entry->began = now;
-    if (entry->began && now - *entry->began >= entry->timeout) {
+    if (entry->began && now - *entry->began >= entry->timeout + entry->slack) {
       return Late{entry->record, std::chrono::duration_cast<milliseconds>(now - *entry->began),
-                  entry->timeout};
+                  entry->timeout, false};
     }
     ++entry;
   }

@@ -37,9 +37,17 @@ class InFlight {
   InFlight(const InFlight&) = delete;
   InFlight& operator=(const InFlight&) = delete;
 
+  /// How the device tells that it gave a call up itself: by its number, or the one after it.
+  struct GivenUp {
+    std::uint64_t* report = nullptr;  // null: it never does
+    std::uint64_t number = 0;
+  };
+
   struct Entry {
     Record record;
     milliseconds timeout{0};
+    milliseconds slack{0};  // beyond it: who else looks at the clock comes first
+    GivenUp given_up;
     CudaEvent begin = nullptr, end = nullptr;
     std::optional<Clock::time_point> began;  // when its beginning was first seen
   };
@@ -53,6 +61,7 @@ class InFlight {
   struct Late {
     Record record;
     milliseconds waited{0}, timeout{0};
+    bool by_device = false;  // which gave it up
   };
   /// Forgets what is done; the first call that has run longer than it may, if there is one. Time is
   /// counted from where the device begins with the call: waiting for the caller's own kernels
@@ -65,6 +74,7 @@ class InFlight {
   bool needs(int member, std::uint64_t done) const;
 
  private:
+  static bool has_given_up(const Entry& entry);
   void mark(const Entry& entry, CudaEvent event, CudaStream stream);
 
   const CudaApi& cuda_;

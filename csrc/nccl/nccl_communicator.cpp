@@ -206,6 +206,14 @@ class NcclCommunicator final : public Communicator {
         &lengths);
   }
 
+  std::optional<std::string> push(std::span<const Block> outputs, DataType type,
+                                  const std::function<void(const Reached&)>& write,
+                                  const Call& call) override {
+    Record record = moved(Op::kAllToAll, 0, type, -1, call);
+    record.even = 0;
+    return core_->push(record, call, outputs, write);
+  }
+
   std::unique_ptr<Transfer> send(ConstBlock data, DataType type, int destination, int tag,
                                  const Call& call) override {
     const Block same{const_cast<std::byte*>(data.data), data.runs, data.run_bytes, data.run_stride};

@@ -41,6 +41,7 @@ struct NcclGroupOptions {
   GroupOptions group;
   int device = 0;  // of this rank
   NcclCheck check = NcclCheck::kBeside;
+  bool push = false;  // see NcclOptions
   std::chrono::milliseconds watch_interval{20};
 };
 

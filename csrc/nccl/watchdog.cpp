@@ -175,6 +175,8 @@ void Core::throw_late(const InFlight::Late& late) {
   } catch (const std::exception& error) {
     arrived = {1, text("\n  who is missing is unknown: ", error.what())};
   }
+  if (late.by_device)
+    arrived.lines += text("\n  the device gave up waiting for that of ", push_->missing());
   throw Error(Kind::kTimeout, text(what, " (", arrived.count, " of ", context_->size,
                                    " ranks arrived), waited ", seconds(late.waited), " of ",
                                    seconds(late.timeout), ".", arrived.lines, kWayOut));

@@ -9,6 +9,7 @@
 
 #include "comm/error.h"
 #include "cuda/kernels.h"
+#include "ops/exchange_push.h"
 #include "ops/parts.h"
 
 namespace fvd::ops {
@@ -200,14 +201,18 @@ std::vector<at::Tensor> exchange_on_gpu(const OpCall& call, at::TensorList xs,
     c10d_::check_same_type(site, items.back().in, "a tensor of the list", items.front().in,
                            "the first one");
   }
-  Moves moves = moves_of(call, items, scatter_dim, gather_dim);
-  const auto staging =
-      at::empty({moves.staging_bytes()}, xs[0].options().dtype(at::kByte).requires_grad(false));
-  call.run(layout_of(xs, scatter_dim, gather_dim, splits),
-           [&](Communicator& communicator, const Call& settings) {
-             moves.enqueue(communicator, items.front().in.type, settings,
-                           static_cast<std::byte*>(staging.mutable_data_ptr()));
-           });
+  call.run(layout_of(xs, scatter_dim, gather_dim, splits), [&](Communicator& communicator,
+                                                               const Call& settings) {
+    const auto why_not = exchange_by_push(communicator, settings, items, scatter_dim, gather_dim);
+    call.note_exchange(why_not ? "nccl: " + *why_not : "push");
+    if (!why_not) return;
+    Moves moves = moves_of(call, items, scatter_dim, gather_dim);
+    // The stream of the call is the current one here as well.
+    const auto staging =
+        at::empty({moves.staging_bytes()}, xs[0].options().dtype(at::kByte).requires_grad(false));
+    moves.enqueue(communicator, items.front().in.type, settings,
+                  static_cast<std::byte*>(staging.mutable_data_ptr()));
+  });
   return ys;
 }
 

@@ -1,4 +1,5 @@
-// The exchange of tensors on a GPU: one kernel on one side of one grouped call of NCCL.
+// The exchange of tensors on a GPU: pushed into the results of all ranks where those can be reached
+// (exchange_push.h), else one kernel on one side of one grouped call of NCCL. Of the latter:
 //
 // NCCL wants a message in one piece. Of the two ends of an exchange one is in few pieces: along the
 // outer of the two dimensions a contiguous tensor is cut into one piece for each index of what lies
@@ -12,8 +13,8 @@
 // reading it where it lies (only when gathering along the inner dimension) costs another
 // 2 n (W-1)/W, as both ends do with more than kMostMessages pieces.
 //
-// Nothing here waits, asks an event or connects by itself, and memory comes from torch's allocator:
-// it may be captured in a CUDA graph once the ranks have met.
+// Nothing of it waits, asks an event or connects by itself, and memory comes from torch's
+// allocator: it may be captured in a CUDA graph once the ranks have met.
 #pragma once
 
 #include <cstdint>

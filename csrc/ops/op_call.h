@@ -78,6 +78,9 @@ class OpCall {
                             });
   }
 
+  /// For exchange_path() of the group. See FastVideoBackend.
+  void note_exchange(const std::string& path) const { backend_->note_exchange(path); }
+
  private:
   const char* operation_;
   mutable c10d_::CallMemory memory_;  // of what was read and written: all on one device

@@ -34,7 +34,7 @@ from fastvideo_dist.ops.collectives import (
     reduce_scatter,
     shard,
 )
-from fastvideo_dist.ops.exchange import all_to_all_4d
+from fastvideo_dist.ops.exchange import all_to_all_4d, exchange_path
 from fastvideo_dist.ops.splits import split_sizes
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "all_reduce",
     "all_to_all_4d",
     "broadcast",
+    "exchange_path",
     "reduce",
     "reduce_scatter",
     "shard",

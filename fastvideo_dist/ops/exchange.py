@@ -10,10 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 import fastvideo_dist.ops.fakes  # noqa: F401  (defines torch.ops.fastvideo_dist)
+from fastvideo_dist._compat import extension
 from fastvideo_dist.ops.groups import Site, facts, member
 from fastvideo_dist.ops.splits import check_dims_4d, split_sizes
 
-__all__ = ["all_to_all_4d"]
+__all__ = ["all_to_all_4d", "exchange_path"]
 
 # One size per rank, for all tensors or for each.
 Sizes: TypeAlias = Sequence[int] | Sequence[Sequence[int]]
@@ -103,6 +104,19 @@ def all_to_all_4d(
         tensors, scatter_dim, gather_dim, scattered, gathered, name, size, rank
     )
     return results[0] if isinstance(x, Tensor) else results
+
+
+def exchange_path(group: dist.ProcessGroup | None = None) -> str:
+    """Which way the last `all_to_all_4d` of CUDA tensors of `group` took on this rank.
+
+    "push": every rank wrote into the results of all. "nccl: ..." and why it was not that: with
+    `FASTVIDEO_DIST_PUSH=1`, a rank that cannot, or a capture. Empty: there was none yet.
+
+    Raises:
+        ValueError: a group of another backend, or a destroyed one.
+    """
+    path: str = extension().exchange_path(member("exchange_path", group).group_name)
+    return path
 
 
 def _flat(site: Site, what: str, sizes: Sizes | None, tensors: int) -> list[int] | None:

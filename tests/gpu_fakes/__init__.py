@@ -26,7 +26,7 @@ ROOT = HERE.parent.parent
 TABLES = ROOT / "tests/cpp/nccl"
 SOURCES = [
     HERE / "library.cpp",
-    *(TABLES / f"fake_{name}.cpp" for name in ["cuda", "nccl", "post", "reduce"]),
+    *(TABLES / f"fake_{name}.cpp" for name in ["cuda", "memory", "nccl", "post", "reduce"]),
     ROOT / "tests/cpp/cuda/fake_kernels.cpp",
 ]
 HEADERS = [
@@ -84,8 +84,12 @@ def built() -> Fakes:
     )
 
 
-def become_gpu_rank(fakes: Fakes, folder: str, check: str = "beside") -> None:
-    """`folder`: empty, the same for all ranks."""
+def become_gpu_rank(
+    fakes: Fakes, folder: str, check: str = "beside", push: bool | None = None
+) -> None:
+    """`folder`: empty, the same for all ranks. `push`: None leaves the variable as it is."""
+    if push is not None:
+        os.environ["FASTVIDEO_DIST_PUSH"] = str(int(push))
     os.environ.update(
         FASTVIDEO_DIST_NCCL_LIBRARY=str(fakes.library),
         FASTVIDEO_DIST_CUDA_LIBRARY=str(fakes.library),
@@ -129,6 +133,25 @@ def event_queries(fakes: Fakes) -> int:
     queries = ctypes.CDLL(str(fakes.library)).fake_event_queries
     queries.restype = ctypes.c_long
     return int(queries())
+
+
+def rank_waits(fakes: Fakes) -> int:
+    """How often a fake GPU of this process was told to wait for those of the other ranks."""
+    waits = ctypes.CDLL(str(fakes.library)).fake_rank_waits
+    waits.restype = ctypes.c_long
+    return int(waits())
+
+
+def open_memory(fakes: Fakes) -> int:
+    """Allocations of other ranks that this process has open."""
+    opened = ctypes.CDLL(str(fakes.library)).fake_open_memory
+    opened.restype = ctypes.c_long
+    return int(opened())
+
+
+def refuse_to_open_memory(fakes: Fakes, refuse: bool) -> None:
+    """Has this process fail to open memory of others on GPU 0."""
+    ctypes.CDLL(str(fakes.library)).fake_refuse_to_open_on(0 if refuse else -1)
 
 
 def fail_next_launch(fakes: Fakes) -> None:

@@ -9,6 +9,7 @@
 
 #include "cuda/fake_kernels.h"
 #include "nccl/fake_cuda.h"
+#include "nccl/fake_memory.h"
 #include "nccl/fake_nccl.h"
 
 namespace {
@@ -27,7 +28,10 @@ const NcclApi& nccl() {
   return api;
 }
 const CudaApi& cuda() {
-  static const CudaApi api = fvd::test::fake_cuda();
+  static const CudaApi api = [] {
+    fvd::test::share_memory_between_processes();
+    return fvd::test::fake_cuda();
+  }();
   return api;
 }
 
@@ -40,6 +44,10 @@ const void* fake_kernels() { return &fvd::test::fake_kernel_table(); }
 long fake_launches() { return fvd::test::launches().count; }
 long fake_moved_bytes() { return moved + fvd::test::launches().bytes; }
 void fake_fail_next_launch() { fvd::test::fail_next_launch(); }
+long fake_rank_waits() { return fvd::test::rank_waits(); }
+long fake_open_memory() { return fvd::test::open_memory(); }
+void fake_refuse_to_open_on(int device) { fvd::test::refuse_to_open_on(device); }
+void fake_set_shareable(void* data, bool shareable) { fvd::test::set_shareable(data, shareable); }
 long fake_event_queries() { return fvd::test::event_queries(); }
 
 // clang-format off
@@ -80,6 +88,13 @@ CudaResult cudaEventQuery(CudaEvent e) { return cuda().event_query(e); }
 CudaResult cudaMemcpyAsync(void* t, const void* f, std::size_t n, CopyKind k, CudaStream s) { moved += static_cast<long>(2 * n); return cuda().memcpy_async(t, f, n, k, s); }
 CudaResult cudaMallocAsync(void** d, std::size_t n, CudaStream s) { return cuda().malloc_async(d, n, s); }
 CudaResult cudaFreeAsync(void* d, CudaStream s) { return cuda().free_async(d, s); }
+CudaResult cudaMalloc(void** d, std::size_t n) { return cuda().malloc(d, n); }
+CudaResult cudaFree(void* d) { return cuda().free(d); }
+CudaResult cudaHostAlloc(void** d, std::size_t n, unsigned f) { return cuda().host_alloc(d, n, f); }
+CudaResult cudaIpcGetMemHandle(IpcHandle* h, void* d) { return cuda().ipc_get_handle(h, d); }
+CudaResult cudaIpcOpenMemHandle(void** d, IpcHandle h, unsigned f) { return cuda().ipc_open_handle(d, h, f); }
+CudaResult cudaIpcCloseMemHandle(void* d) { return cuda().ipc_close_handle(d); }
+CudaResult cudaGetDriverEntryPointByVersion(const char* s, void** f, unsigned v, unsigned long long g, int* r) { return cuda().driver_entry(s, f, v, g, r); }
 CudaResult cudaStreamGetCaptureInfo(CudaStream s, CaptureStatus* c, unsigned long long* i, CudaGraph* g, const void* n, const void* e, std::size_t* k) { return cuda().capture_info(s, c, i, g, n, e, k); }
 CudaResult cudaUserObjectCreate(CudaUserObject* o, void* d, void (*f)(void*), unsigned n, unsigned g) { return cuda().user_object_create(o, d, f, n, g); }
 CudaResult cudaGraphRetainUserObject(CudaGraph g, CudaUserObject o, unsigned n, unsigned f) { return cuda().graph_retain_user_object(g, o, n, f); }

@@ -35,6 +35,7 @@ class Env : public testing::Test {
   Variable staging_{"FASTVIDEO_DIST_STAGING_BYTES", nullptr};
   Variable one_shot_{"FASTVIDEO_DIST_ONE_SHOT_BYTES", nullptr};
   Variable spin_{"FASTVIDEO_DIST_SPIN_US", nullptr};
+  Variable push_{"FASTVIDEO_DIST_PUSH", nullptr};
   Variable directory_{"FASTVIDEO_DIST_SOCKET_DIRECTORY", nullptr};
   Variable runtime_{"XDG_RUNTIME_DIR", nullptr};
   Variable temporary_{"TMPDIR", nullptr};
@@ -60,6 +61,7 @@ TEST_F(Env, UnsetVariablesGiveTheDefaults) {
   EXPECT_EQ(env.domain.one_shot_bytes, defaults.one_shot_bytes);
   EXPECT_EQ(env.domain.spin_us, defaults.spin_us);
   EXPECT_EQ(env.domain.socket_directory, defaults.socket_directory);
+  EXPECT_FALSE(env.nccl.push);
 }
 
 TEST_F(Env, EveryVariableIsRead) {
@@ -69,6 +71,7 @@ TEST_F(Env, EveryVariableIsRead) {
   const Variable one_shot("FASTVIDEO_DIST_ONE_SHOT_BYTES", "4096");
   const Variable spin("FASTVIDEO_DIST_SPIN_US", "0");
   const Variable directory("FASTVIDEO_DIST_SOCKET_DIRECTORY", "/");
+  const Variable push("FASTVIDEO_DIST_PUSH", "1");
   const Environment env = read_environment();
   EXPECT_EQ(env.log_level, LogLevel::kDebug);
   EXPECT_EQ(env.domain.slots, 17u);
@@ -76,6 +79,7 @@ TEST_F(Env, EveryVariableIsRead) {
   EXPECT_EQ(env.domain.one_shot_bytes, 4096u);
   EXPECT_EQ(env.domain.spin_us.count(), 0);
   EXPECT_EQ(env.domain.socket_directory, "/");
+  EXPECT_TRUE(env.nccl.push);
 }
 
 TEST_F(Env, EveryLogLevelHasItsWord) {
@@ -109,7 +113,8 @@ TEST_F(Env, NumbersAreRefusedUnlessWholeAndInRange) {
 TEST_F(Env, EveryNumberHasItsRange) {
   const std::pair<const char*, const char*> bad[] = {{"FASTVIDEO_DIST_STAGING_BYTES", "131071"},
                                                      {"FASTVIDEO_DIST_ONE_SHOT_BYTES", "1.5"},
-                                                     {"FASTVIDEO_DIST_SPIN_US", "-1"}};
+                                                     {"FASTVIDEO_DIST_SPIN_US", "-1"},
+                                                     {"FASTVIDEO_DIST_PUSH", "yes"}};
   for (const auto& [name, value] : bad) {
     const std::string message = refusal(name, value);
     EXPECT_EQ(message.find(std::string(name) + " is \"" + value + "\"; it must be a whole number"),

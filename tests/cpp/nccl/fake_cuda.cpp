@@ -12,6 +12,8 @@
 #include <thread>
 #include <vector>
 
+#include "nccl/fake_memory.h"
+
 namespace fvd::test {
 namespace {
 
@@ -61,6 +63,7 @@ struct FakeEvent {
   long recorded = 0, passed = 0;
 };
 
+constexpr auto kOutOfMemory = static_cast<CudaResult>(2);
 constexpr auto kCaptureUnsupported = static_cast<CudaResult>(900);
 
 struct World {
@@ -197,15 +200,36 @@ CudaResult memcpy_async(void* to, const void* from, std::size_t bytes, CopyKind,
   return CudaResult::kSuccess;
 }
 CudaResult malloc_async(void** data, std::size_t bytes, CudaStream) {
-  *data = std::malloc(bytes);
+  *data = allocate_memory(bytes);
+  if (*data == nullptr) return kOutOfMemory;
   ++world().allocations;
   return CudaResult::kSuccess;
 }
 CudaResult free_async(void* data, CudaStream stream) {
   enqueue(stream_of(stream), [data] {
-    std::free(data);
+    free_memory(data);
     --world().allocations;
   });
+  return CudaResult::kSuccess;
+}
+CudaResult malloc(void** data, std::size_t bytes) {
+  *data = allocate_memory(bytes);
+  return *data == nullptr ? kOutOfMemory : CudaResult::kSuccess;
+}
+CudaResult free(void* data) {
+  free_memory(data);
+  return CudaResult::kSuccess;
+}
+CudaResult host_alloc(void** data, std::size_t bytes, unsigned) {
+  *data = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+  return *data == nullptr ? kOutOfMemory : CudaResult::kSuccess;
+}
+CudaResult ipc_open(void** data, IpcHandle handle, unsigned) {
+  return ipc_open_handle(data, handle, current_device);
+}
+CudaResult driver_entry(const char* symbol, void** function, unsigned, unsigned long long, int*) {
+  const bool known = std::string(symbol) == "cuPointerGetAttributes";
+  *function = known ? reinterpret_cast<void*>(&pointer_attributes) : nullptr;
   return CudaResult::kSuccess;
 }
 
@@ -267,6 +291,13 @@ nccl::CudaApi fake_cuda() {
   api.memcpy_async = memcpy_async;
   api.malloc_async = malloc_async;
   api.free_async = free_async;
+  api.malloc = malloc;
+  api.free = free;
+  api.host_alloc = host_alloc;
+  api.ipc_get_handle = ipc_get_handle;
+  api.ipc_open_handle = ipc_open;
+  api.ipc_close_handle = ipc_close_handle;
+  api.driver_entry = driver_entry;
   api.capture_info = capture_info;
   api.user_object_create = user_object_create;
   api.graph_retain_user_object = graph_retain_user_object;

@@ -1,6 +1,7 @@
 // Ranks as threads, each with a fake GPU of its own: NcclCommunicator over the fakes.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <thread>
 
@@ -29,6 +30,7 @@ class NcclWorld {
     options.group = group;
     options.device = rank;
     options.check = check;
+    options.push = pushes && pushes(rank);
     options.watch_interval = std::chrono::milliseconds{5};
     const auto usual = [this] {
       return nccl::Libraries{fake_nccl(folder()), fake_cuda(), fake_kernels()};
@@ -38,6 +40,9 @@ class NcclWorld {
     return nccl::make_communicator(load ? load : usual, store_,
                                    control_.communicator(*store_, rank, group), options);
   }
+
+  /// Which ranks have FASTVIDEO_DIST_PUSH=1; null: none.
+  std::function<bool(int rank)> pushes;
 
   MemoryStore& store() { return *store_; }
 
