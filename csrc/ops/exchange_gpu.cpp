@@ -62,12 +62,6 @@ std::optional<Block> as_runs(const Part& part, std::size_t outer, std::int64_t r
                static_cast<std::size_t>(stride) * part.element_bytes};
 }
 
-std::vector<std::int64_t> contiguous_strides(const std::vector<std::int64_t>& sizes) {
-  std::vector<std::int64_t> strides(sizes.size(), 1);
-  for (std::size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes[d];
-  return strides;
-}
-
 /// Everything one call does on this rank, worked out before anything is enqueued.
 class Moves {
  public:

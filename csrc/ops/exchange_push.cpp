@@ -5,15 +5,10 @@
 #include <numeric>
 
 #include "cuda/kernels.h"
+#include "ops/parts.h"
 
 namespace fvd::ops {
 namespace {
-
-std::vector<std::int64_t> contiguous_strides(const std::vector<std::int64_t>& sizes) {
-  std::vector<std::int64_t> strides(sizes.size(), 1);
-  for (std::size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes[d];
-  return strides;
-}
 
 /// Adds what goes from this rank's tensor to each rank's result. Results are contiguous, so their
 /// strides follow from their sizes, which follow from the splits.

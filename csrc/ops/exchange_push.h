@@ -1,6 +1,6 @@
 // The exchange of tensors on GPUs that reach each other's memory: every rank writes its parts
 // straight into the results of all. One kernel for all tensors and all ranks, no staging, any
-// strides; device memory is touched twice: 2 n for tensors of n bytes.
+// strides; 2 n bytes of device memory are read or written for tensors of n bytes.
 #pragma once
 
 #include <optional>

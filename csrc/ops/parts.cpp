@@ -50,4 +50,10 @@ Block part_of_result(const c10d_::TensorView& y, std::size_t dim, std::int64_t b
           static_cast<std::size_t>(sizes[dim]) * after};
 }
 
+std::vector<std::int64_t> contiguous_strides(const std::vector<std::int64_t>& sizes) {
+  std::vector<std::int64_t> strides(sizes.size(), 1);
+  for (std::size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes[d];
+  return strides;
+}
+
 }  // namespace fvd::ops

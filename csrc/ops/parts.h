@@ -23,6 +23,9 @@ void append_part(const c10d_::TensorView& x, std::size_t dim, std::int64_t begin
 Block part_of_result(const c10d_::TensorView& y, std::size_t dim, std::int64_t begin,
                      std::int64_t end);
 
+/// Of a contiguous array, in elements. `sizes` is not empty.
+std::vector<std::int64_t> contiguous_strides(const std::vector<std::int64_t>& sizes);
+
 /// Blocks for each rank: add those of rank 0, end(), those of rank 1, end(), and so on.
 template <typename B>
 class BlockLists {

@@ -118,6 +118,14 @@ TEST_F(PushTest, ARankAloneDoesNot) {
   EXPECT_EQ(why_of(endings[0]), "the group has one rank");
 }
 
+TEST_F(PushTest, ATransportOfTheCpuSaysThatItHasNoSuchMemory) {
+  ThreadWorld world(1);
+  MemoryStore store;
+  const auto cpu = world.communicator(store, 0, group());
+  DeviceInts out(count_of(*cpu));
+  EXPECT_EQ(push(*cpu, {out.block()}), "this transport has no memory that ranks share on a device");
+}
+
 TEST_F(PushTest, ACaptureIsLeftToNccl) {
   const auto endings = run_pushing(2, [](Communicator& g, int) {
     DeviceInts out(count_of(g));
