@@ -11,6 +11,7 @@
 //            anything is sent, as the contract says.
 //   Sends:   match in order for each pair and direction; a tag is compared (with kBefore) and not
 //            looked for; kAnySource is kUnsupported.
+//   Push:    waits on the host until all ranks have come, to agree; see nccl/push.h.
 //   Capture: calls may be captured in a CUDA graph, once the ranks have met; nobody watches a
 //            captured call, and it is not compared.
 #pragma once
