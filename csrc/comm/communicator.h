@@ -180,6 +180,9 @@ class Communicator {
     return "this transport has no memory that ranks share on a device";
   }
 
+  /// Whether push() may ever do it: if so, ranks that call it have begun a collective.
+  virtual bool may_push() const { return false; }
+
   /// Within this rank's memory, in the order of the call's stream. Not collective. On a GPU
   /// the two may not overlap.
   virtual void copy(const void* from, void* to, std::size_t bytes, const Call& /*call*/) {

@@ -1,5 +1,5 @@
-// How ranks wait for each other on the device, as a kernel sees it; what decides is compiled for
-// the host too, where it is tested.
+// How ranks wait for each other on the device, as a kernel sees it. The kernel itself has run on no
+// GPU yet: on the host there is a copy of what it does, and tests of that.
 //
 // Rank r has one word in the memory of every rank, which nobody else writes and whose number only
 // grows. To arrive is to write the number of the wait there; who has heard it, or a greater one,
@@ -42,7 +42,8 @@ struct Patience {
   std::uint64_t limit;
 
   FVD_HOST_DEVICE bool lasts(std::uint64_t now, bool abort) const {
-    return !abort && now - begin < limit;
+    // Signed: the clocks of a GPU's processors may be a tick apart.
+    return !abort && static_cast<std::int64_t>(now - begin) < static_cast<std::int64_t>(limit);
   }
 };
 

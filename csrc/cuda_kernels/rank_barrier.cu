@@ -67,17 +67,20 @@ __global__ void __launch_bounds__(kMostBarrierRanks)
   // come to the next one.
   if (load_relaxed(barrier.given_up) != 0) return;
   const std::uint32_t peer = threadIdx.x;
-  if (peer == 0) missing = 0;
+  // After an abort nobody is told to have come: he would write into memory of this rank.
+  if (peer == 0) missing = load_relaxed(barrier.abort) != 0 ? bit_of(barrier.rank) : 0;
   __syncthreads();
-  if (peer < barrier.ranks && peer != barrier.rank) {
+  const bool aborted = missing != 0;
+  __syncthreads();
+  if (!aborted && peer < barrier.ranks && peer != barrier.rank) {
     __threadfence_system();
     store_release(barrier.tell[peer], barrier.number);
     if (!wait_for(barrier, peer)) atomicOr(&missing, bit_of(peer));
-  } else if (peer == barrier.rank && barrier.begins != 0 && load_relaxed(barrier.abort) != 0) {
-    atomicOr(&missing, bit_of(peer));
   }
   __syncthreads();
-  if (peer == 0 && missing != 0) give_up(barrier, missing);
+  if (peer != 0) return;
+  if (barrier.begins != 0 && load_relaxed(barrier.abort) != 0) missing |= bit_of(barrier.rank);
+  if (missing != 0) give_up(barrier, missing);
 }
 
 }  // namespace

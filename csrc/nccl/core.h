@@ -52,6 +52,8 @@ class Core {
   void run(Record record, const Call& call, Staging& staging, bool empty, const Body& body,
            const Lengths* lengths = nullptr);
 
+  bool may_push() const noexcept { return why_no_push_.empty(); }
+
   /// See Communicator::push (core_push.cpp).
   std::optional<std::string> push(Record record, const Call& call, std::span<const Block> outputs,
                                   const std::function<void(const Reached&)>& write);

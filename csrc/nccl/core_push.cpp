@@ -58,7 +58,13 @@ std::optional<std::string> Core::push(Record record, const Call& call,
       push_->enter(stream, limit);
       write(agreed.reached);
       push_->leave(stream, limit);
+    } catch (const Error& error) {
+      push_->leave_after_failure(stream, limit);
+      in_flight_->drop(entry);
+      throw Error(Kind::kLibrary,
+                  error.what());  // whatever it is about, the others are in the call
     } catch (...) {
+      push_->leave_after_failure(stream, limit);
       in_flight_->drop(entry);
       throw;
     }

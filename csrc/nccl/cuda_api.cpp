@@ -34,6 +34,7 @@ CudaApi cuda_api_of(const Library& library) {
   } else {
     fill(library, "cudaStreamGetCaptureInfo_v2", api.capture_info_12);
   }
+  fill(library, "cudaGetLastError", api.get_last_error);
   fill(library, "cudaMalloc", api.malloc);
   fill(library, "cudaFree", api.free);
   fill(library, "cudaHostAlloc", api.host_alloc);
@@ -69,10 +70,13 @@ CudaApi load_cuda(const NcclOptions& options) {
   return api;
 }
 
+std::string taken_error(const CudaApi& cuda, CudaResult result) {
+  cuda.get_last_error();
+  return text(cuda.get_error_string(result), " (CUDA error ", static_cast<int>(result), ")");
+}
+
 void check(const CudaApi& cuda, CudaResult result, const char* what) {
-  FVD_CHECK(result == CudaResult::kSuccess, kLibrary, what,
-            " failed: ", cuda.get_error_string(result), " (CUDA error ", static_cast<int>(result),
-            ")");
+  FVD_CHECK(result == CudaResult::kSuccess, kLibrary, what, " failed: ", taken_error(cuda, result));
 }
 
 PointerAttributes pointer_attributes(const CudaApi& cuda) noexcept {

@@ -14,6 +14,7 @@ struct CudaApi {
   // clang-format off
   CudaResult (*runtime_version)(int* version) = nullptr;
   const char* (*get_error_string)(CudaResult result) = nullptr;
+  CudaResult (*get_last_error)() = nullptr;
   CudaResult (*get_device)(int* device) = nullptr;
   CudaResult (*set_device)(int device) = nullptr;
   CudaResult (*stream_create)(CudaStream* stream, unsigned flags, int priority) = nullptr;
@@ -60,6 +61,10 @@ using PointerAttributes = CudaResult (*)(unsigned count, const PointerAttribute*
 
 /// Null if there is no driver, or one without it.
 PointerAttributes pointer_attributes(const CudaApi& cuda) noexcept;
+
+/// A failure in CUDA's words. CUDA forgets it: else whoever next asks for the last error, as torch
+/// does after each kernel, would take it for his own.
+std::string taken_error(const CudaApi& cuda, CudaResult result);
 
 /// @throws Error(kLibrary) with `what` and CUDA's words unless `result` is success
 void check(const CudaApi& cuda, CudaResult result, const char* what);

@@ -213,6 +213,7 @@ class NcclCommunicator final : public Communicator {
     record.even = 0;
     return core_->push(record, call, outputs, write);
   }
+  bool may_push() const override { return core_->may_push(); }
 
   std::unique_ptr<Transfer> send(ConstBlock data, DataType type, int destination, int tag,
                                  const Call& call) override {

@@ -30,9 +30,8 @@ void Push::wait(CudaStream stream, milliseconds limit, bool begins) {
 
 void Push::enter(CudaStream stream, milliseconds limit) {
   // Two calls at once would take each other's numbers for their own.
-  if (number_ > 0 && stream != last_stream_)
+  if (number_ > 0)
     check(context_.cuda, context_.cuda.stream_wait_event(stream, last_, 0), "cudaStreamWaitEvent");
-  last_stream_ = stream;
   wait(stream, limit, true);
   check(context_.cuda, context_.cuda.event_record(last_, stream), "cudaEventRecord");
 }
@@ -46,8 +45,16 @@ void Push::leave(CudaStream stream, milliseconds limit) {
   check(context_.cuda, context_.cuda.event_record(closable_, stream), "cudaEventRecord");
 }
 
+void Push::leave_after_failure(CudaStream stream, milliseconds limit) noexcept {
+  abort();
+  try {
+    wait(stream, limit, false);
+  } catch (const Error&) {  // then nothing runs on the device any more
+  }
+}
+
 void Push::close_memory(const std::vector<void*>& list) noexcept {
-  for (void* data : list) context_.cuda.ipc_close_handle(data);
+  for (void* data : list) close_handle(context_.cuda, data);
 }
 
 void Push::close_what_is_closable() {

@@ -22,7 +22,8 @@ class Push {
   static constexpr std::size_t kMostOutputs = 16;
 
   /// A wait that is given up keeps its stream this long: by then the others have heard of it, and
-  /// who was writing is done, so that memory is the caller's again when the stream goes on.
+  /// who was writing is done, so that memory is the caller's again when the stream goes on. No
+  /// bound for a rank that was let in and whose process or device then stands still.
   static constexpr milliseconds kGrace{200};
 
   /// The device's clock has the first word in a call that takes too long, as it knows who is
@@ -51,6 +52,10 @@ class Push {
   /// Enqueues the waits before and after what writes. @throws Error(kLibrary)
   void enter(CudaStream stream, milliseconds limit);
   void leave(CudaStream stream, milliseconds limit);
+
+  /// Instead of leave: the others may have been let in, so the stream stands still until they have
+  /// heard that nothing is to be written.
+  void leave_after_failure(CudaStream stream, milliseconds limit) noexcept;
 
   /// For the entry in flight of the call between them: how the device tells that it gave it up.
   InFlight::GivenUp given_up() const { return {words()->report, number_ + 1}; }
@@ -82,13 +87,13 @@ class Push {
   bool meet(const Call& call);
   void zero(RankPad* pad, const Call& call);
   Offer offer(const Record& record, std::span<const Block> outputs);
-  bool open_new(const std::vector<Offer>& offers, const Call& call);
+  std::string open_new(const std::vector<Offer>& offers, const Call& call);
   Agreed found(const std::vector<Offer>& offers);
   void wait(CudaStream stream, milliseconds limit, bool begins);
   bool device_done() const;
   void close_what_is_closable();
   void close_memory(const std::vector<void*>& list) noexcept;
-  std::string compare_why(const Why& mine, const Call& call);
+  Mappings::Refusal compare(const Mappings::Refusal& mine, const Call& call);
 
   const Context& context_;
   Control& control_;
@@ -110,7 +115,6 @@ class Push {
 
   // The end of the last call: the next one, maybe on another stream, comes after it.
   CudaEvent last_ = nullptr;
-  CudaStream last_stream_ = nullptr;
 };
 
 }  // namespace fvd::nccl

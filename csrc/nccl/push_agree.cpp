@@ -27,11 +27,18 @@ void for_pieces(const Offers& offers, Body&& body) {
 }  // namespace
 
 // Every rank says what is in its way, or nothing; all learn the first that was said.
-std::string Push::compare_why(const Why& mine, const Call& call) {
-  const auto all = control_.exchange(mine, call);
+Mappings::Refusal Push::compare(const Mappings::Refusal& mine, const Call& call) {
+  struct Said {
+    Why why{};
+    std::uint32_t passing = 0;
+  } said;
+  put(said.why, mine.why);
+  said.passing = mine.passing ? 1 : 0;
+  const auto all = control_.exchange(said, call);
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
-    const std::string words = get(all[rank]);
-    if (!words.empty()) return text(context_.rank_text(static_cast<int>(rank)), ": ", words);
+    const std::string words = get(all[rank].why);
+    if (words.empty()) continue;
+    return {text(context_.rank_text(static_cast<int>(rank)), ": ", words), all[rank].passing != 0};
   }
   return {};
 }
@@ -81,7 +88,7 @@ bool Push::meet(const Call& call) {
     put(mine.why, error.what());
   }
   const auto greetings = control_.exchange(mine, call);
-  Why trouble{};
+  Mappings::Refusal trouble;
   for (std::size_t rank = 0; rank < greetings.size(); ++rank) {
     const std::string why = get(greetings[rank].why);
     if (!why.empty() && never_.empty())
@@ -89,10 +96,10 @@ bool Push::meet(const Call& call) {
   }
   if (!never_.empty()) return false;
   for (std::size_t rank = 0; rank < greetings.size(); ++rank) {
-    const std::string why = pads_.open(static_cast<int>(rank), greetings[rank].pad);
-    if (!why.empty()) put(trouble, why);
+    auto refusal = pads_.open(static_cast<int>(rank), greetings[rank].pad);
+    if (!refusal.why.empty()) trouble = std::move(refusal);
   }
-  never_ = compare_why(trouble, call);
+  never_ = compare(trouble, call).why;
   if (!never_.empty()) return false;
   std::string none;
   for (std::size_t rank = 0; rank < greetings.size(); ++rank) {
@@ -128,15 +135,16 @@ Push::Offer Push::offer(const Record& record, std::span<const Block> outputs) {
 }
 
 // All ranks come here alike, as all have seen who tells of something new.
-bool Push::open_new(const std::vector<Offer>& offers, const Call& call) {
-  Why mine{};
+// Returns why one of them cannot use it.
+std::string Push::open_new(const std::vector<Offer>& offers, const Call& call) {
+  Mappings::Refusal mine;
   for_pieces(offers, [&](int rank, const Shared& piece) {
-    const std::string why = mappings_.open(rank, piece);
-    if (!why.empty()) put(mine, why);
+    auto refusal = mappings_.open(rank, piece);
+    if (!refusal.why.empty()) mine = std::move(refusal);
   });
-  const std::string why = compare_why(mine, call);
-  if (!why.empty()) mappings_.refuse_new(why);
-  return why.empty();
+  const auto refusal = compare(mine, call);
+  if (!refusal.why.empty()) mappings_.refuse_new(refusal);
+  return refusal.why;
 }
 
 Push::Agreed Push::found(const std::vector<Offer>& offers) {
@@ -180,7 +188,10 @@ Push::Agreed Push::agree(const Record& record, std::span<const Block> outputs, c
   }
   mappings_.begin_call();
   for_pieces(offers, [&](int rank, const Shared& piece) { mappings_.touch(rank, piece); });
-  if (fresh) open_new(offers, call);
+  mappings_.drop_idle();
+  if (fresh) {
+    if (const auto why = open_new(offers, call); !why.empty()) return {why, {}};
+  }
   return found(offers);
 }
 

@@ -9,10 +9,9 @@ namespace {
 
 constexpr std::size_t kMostKnown = 256;  // handles that are worth keeping
 
-/// In CUDA's words.
-std::string words_of(const CudaApi& cuda, CudaResult result) {
-  return text(cuda.get_error_string(result), " (CUDA error ", static_cast<int>(result), ")");
-}
+// Passing refusals: another allocation is still open where this one is to be, and no memory.
+constexpr CudaResult kAlreadyMapped = static_cast<CudaResult>(208);
+constexpr CudaResult kNoMemory = static_cast<CudaResult>(2);
 
 }  // namespace
 
@@ -28,7 +27,7 @@ Shared Exporter::of(const void* data) {
   const auto address = reinterpret_cast<std::uintptr_t>(data);
   const CudaResult asked = attributes_(4, which.data(), places.data(), address);
   FVD_CHECK(asked == CudaResult::kSuccess, kUnsupported,
-            "the CUDA driver knows nothing of an output: ", words_of(cuda_, asked));
+            "the CUDA driver knows nothing of an output: ", taken_error(cuda_, asked));
   const auto [id, capable, base, size] = values;
   FVD_CHECK(capable != 0 && base != 0, kUnsupported,
             "the memory of an output cannot be opened by other processes; it may come from "
@@ -38,11 +37,15 @@ Shared Exporter::of(const void* data) {
     IpcHandle handle;
     const CudaResult got = cuda_.ipc_get_handle(&handle, reinterpret_cast<void*>(base));
     FVD_CHECK(got == CudaResult::kSuccess, kUnsupported,
-              "there is no handle for the memory of an output: ", words_of(cuda_, got));
+              "there is no handle for the memory of an output: ", taken_error(cuda_, got));
     if (known_.size() >= kMostKnown) known_.clear();
     known = known_.insert_or_assign(base, Known{id, handle}).first;
   }
   return {known->second.handle, base, size, address - base};
+}
+
+void close_handle(const CudaApi& cuda, void* data) noexcept {
+  if (cuda.ipc_close_handle(data) != CudaResult::kSuccess) cuda.get_last_error();
 }
 
 bool Mappings::knows(int rank, const Shared& piece) const {
@@ -61,16 +64,21 @@ void Mappings::give_up(int rank, const Mapping& mapping) {
   if (rank != context_.rank && mapping.data != nullptr) given_up_.push_back(mapping.data);
 }
 
-// An address that is told under another handle has been freed and allocated again.
+void Mappings::close(int rank, const Mapping& mapping) {
+  if (rank != context_.rank && mapping.data != nullptr) close_handle(context_.cuda, mapping.data);
+}
+
+// An address that is told under another handle has been freed and allocated again. Its owner's
+// stream had passed the last call with it, so our copy into it is done; and CUDA may refuse to open
+// what is there now while it is open.
 void Mappings::make_room(int rank, const Shared& piece) {
   auto& list = of(rank);
-  const auto gone = [&](const Mapping& mapping) {
+  std::erase_if(list, [&](const Mapping& mapping) {
     const bool replaced =
         mapping.base < piece.base + piece.size && piece.base < mapping.base + mapping.size;
-    if (replaced) give_up(rank, mapping);
+    if (replaced) close(rank, mapping);
     return replaced;
-  };
-  list.erase(std::remove_if(list.begin(), list.end(), gone), list.end());
+  });
   if (list.size() < kMost) return;
   const auto oldest = std::min_element(
       list.begin(), list.end(), [](const Mapping& a, const Mapping& b) { return a.used < b.used; });
@@ -78,11 +86,21 @@ void Mappings::make_room(int rank, const Shared& piece) {
   list.erase(oldest);
 }
 
-std::string Mappings::open(int rank, const Shared& piece) {
+void Mappings::drop_idle() {
+  for (auto& [rank, list] : ranks_) {
+    std::erase_if(list, [&, rank = rank](const Mapping& mapping) {
+      const bool idle = mapping.used + kIdleCalls < call_;
+      if (idle) give_up(rank, mapping);
+      return idle;
+    });
+  }
+}
+
+Mappings::Refusal Mappings::open(int rank, const Shared& piece) {
   if (knows(rank, piece)) return {};
   make_room(rank, piece);
   Mapping mapping{piece.handle, piece.base, piece.size, nullptr, {}, call_, call_};
-  std::string why;
+  Refusal refusal;
   if (rank == context_.rank) {
     mapping.data = reinterpret_cast<void*>(piece.base);
   } else {
@@ -90,22 +108,24 @@ std::string Mappings::open(int rank, const Shared& piece) {
         context_.cuda.ipc_open_handle(&mapping.data, piece.handle, kIpcLazyPeerAccess);
     if (opened != CudaResult::kSuccess) {
       mapping.data = nullptr;
-      why = text("the memory of ", context_.rank_text(rank), " cannot be opened on GPU ",
-                 context_.device, ": ", words_of(context_.cuda, opened));
+      refusal = {text("the memory of ", context_.rank_text(rank), " cannot be opened on GPU ",
+                      context_.device, ": ", taken_error(context_.cuda, opened)),
+                 opened == kAlreadyMapped || opened == kNoMemory};
     }
   }
   of(rank).push_back(std::move(mapping));
-  return why;
+  return refusal;
 }
 
-void Mappings::refuse_new(const std::string& why) {
+void Mappings::refuse_new(const Refusal& refusal) {
   for (auto& [rank, list] : ranks_) {
     for (Mapping& mapping : list) {
       if (mapping.opened != call_ || !mapping.refused.empty()) continue;
-      give_up(rank, mapping);
+      close(rank, mapping);
       mapping.data = nullptr;
-      mapping.refused = why;
+      mapping.refused = refusal.why;
     }
+    if (refusal.passing) std::erase_if(list, [&](const Mapping& m) { return m.opened == call_; });
   }
 }
 

@@ -39,14 +39,25 @@ class Exporter {
   std::map<std::uint64_t, Known> known_;    // by base: to ask for a handle takes longer
 };
 
+/// Closes what was opened by a handle. What fails there cannot be mended by anybody.
+void close_handle(const CudaApi& cuda, void* data) noexcept;
+
 /// The allocations that ranks have told of, and where this one has opened them. Every rank does the
 /// same with what all have told, so each knows what another has. One thread at a time.
 ///
 /// What is open keeps its memory from being used again after its owner has freed it, so what its
-/// owner has replaced is closed, and of each rank no more than kMost allocations stay open.
+/// owner has replaced is closed at once, and what no call has used for kIdleCalls later; of each
+/// rank no more than kMost allocations stay open.
 class Mappings {
  public:
   static constexpr std::size_t kMost = 64;
+  static constexpr std::uint64_t kIdleCalls = 256;
+
+  /// Why an allocation cannot be used; empty if it can. `passing`: it may work another time.
+  struct Refusal {
+    std::string why;
+    bool passing = false;
+  };
 
   explicit Mappings(const Context& context) : context_(context) {}
 
@@ -55,13 +66,15 @@ class Mappings {
   void begin_call() { ++call_; }
   /// The call uses it: nothing that it opens takes its place. Before anything is opened.
   void touch(int rank, const Shared& piece);
+  /// After all have been touched: gives up what has not been for long.
+  void drop_idle();
 
   /// Opens what was not known, and gives up what it replaces. What cannot be opened is noted, too.
-  /// The device is the current one. Returns why it cannot be opened; empty if it can, or was known.
-  std::string open(int rank, const Shared& piece);
+  /// The device is the current one.
+  Refusal open(int rank, const Shared& piece);
 
   /// All that was opened in this call cannot be used: some rank could not open something.
-  void refuse_new(const std::string& why);
+  void refuse_new(const Refusal& refusal);
 
   /// Where this rank finds it; null if it was refused, which `why` tells then.
   std::byte* find(int rank, const Shared& piece, std::string& why);
@@ -83,6 +96,7 @@ class Mappings {
   };
   std::vector<Mapping>& of(int rank) { return ranks_[rank]; }
   void give_up(int rank, const Mapping& mapping);
+  void close(int rank, const Mapping& mapping);
   void make_room(int rank, const Shared& piece);
 
   const Context& context_;

@@ -70,7 +70,8 @@ void Core::look_at_control() {
   try {
     control_.look();
   } catch (const Error&) {
-    // Somebody has given up, perhaps waiting for us.
+    // Somebody has given up, perhaps waiting for us. The device first: the store may take its time.
+    push_->abort();
     tell_last_call();
     throw;
   }
@@ -167,6 +168,7 @@ Core::Arrived Core::ask_who_arrived(const Record& record) {
 void Core::throw_late(const InFlight::Late& late) {
   const std::string what = text("fastvideo: ", describe(late.record), " seq ", late.record.sequence,
                                 " on ", context_->where(), " (CUDA)");
+  push_->abort();
   tell_last_call();
   control_.abort(Kind::kTimeout, text(what, " timed out after ", seconds(late.timeout)));
   Arrived arrived;

@@ -201,9 +201,14 @@ std::vector<at::Tensor> exchange_on_gpu(const OpCall& call, at::TensorList xs,
     call.note_exchange(why_not ? "nccl: " + *why_not : "push");
     if (!why_not) return;
     Moves moves = moves_of(call, items, scatter_dim, gather_dim);
-    // The stream of the call is the current one here as well.
-    const auto staging =
-        at::empty({moves.staging_bytes()}, xs[0].options().dtype(at::kByte).requires_grad(false));
+    at::Tensor staging;
+    try {  // The stream of the call is the current one here as well.
+      staging =
+          at::empty({moves.staging_bytes()}, xs[0].options().dtype(at::kByte).requires_grad(false));
+    } catch (const std::exception& error) {
+      if (communicator.may_push()) communicator.abort(error.what());  // the others go on to NCCL
+      throw;
+    }
     moves.enqueue(communicator, items.front().in.type, settings,
                   static_cast<std::byte*>(staging.mutable_data_ptr()));
   });

@@ -74,6 +74,7 @@ Result ncclRedOpDestroy(WireOp o, Comm c) { return nccl().destroy_op(o, c); }
 
 CudaResult cudaRuntimeGetVersion(int* v) { return cuda().runtime_version(v); }
 const char* cudaGetErrorString(CudaResult r) { return cuda().get_error_string(r); }
+CudaResult cudaGetLastError() { return cuda().get_last_error(); }
 CudaResult cudaGetDevice(int* d) { return cuda().get_device(d); }
 CudaResult cudaSetDevice(int d) { return cuda().set_device(d); }
 CudaResult cudaStreamCreateWithPriority(CudaStream* s, unsigned f, int p) { return cuda().stream_create(s, f, p); }

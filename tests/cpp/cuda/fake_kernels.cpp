@@ -64,17 +64,18 @@ void copy_parts_on_host(const CopyPart* parts, std::uint32_t count, std::uint32_
 // The ranks one after the other, where the kernel has a thread for each.
 void wait_for_ranks_on_host(const Barrier& barrier) {
   if (is_set(barrier.given_up)) return;
+  const bool aborted = is_set(barrier.abort);
+  std::uint64_t missing = aborted ? bit_of(barrier.rank) : 0;
   for (std::uint32_t peer = 0; peer < barrier.ranks; ++peer)
-    if (peer != barrier.rank)
+    if (peer != barrier.rank && !aborted)
       __atomic_store_n(barrier.tell[peer], barrier.number, __ATOMIC_RELEASE);
   const auto now = [] {
     return static_cast<std::uint64_t>(
         std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count());
   };
   const Patience patience{now(), barrier.limit};
-  std::uint64_t missing = barrier.begins != 0 && is_set(barrier.abort) ? bit_of(barrier.rank) : 0;
   for (std::uint32_t peer = 0; peer < barrier.ranks; ++peer) {
-    if (peer == barrier.rank) continue;
+    if (peer == barrier.rank || aborted) continue;
     const auto* word = reinterpret_cast<const std::uint64_t*>(barrier.heard + peer * barrier.step);
     while (__atomic_load_n(word, __ATOMIC_ACQUIRE) < barrier.number) {
       if (!patience.lasts(now(), is_set(barrier.abort))) {
@@ -84,6 +85,7 @@ void wait_for_ranks_on_host(const Barrier& barrier) {
       std::this_thread::sleep_for(std::chrono::microseconds{20});
     }
   }
+  if (barrier.begins != 0 && is_set(barrier.abort)) missing |= bit_of(barrier.rank);
   if (missing == 0) return;
   __atomic_store_n(barrier.given_up, 1, __ATOMIC_RELEASE);
   __atomic_store_n(&barrier.report[1], missing, __ATOMIC_RELAXED);

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "nccl/fake_memory.h"
@@ -105,6 +106,12 @@ CudaResult runtime_version(int* version) {
   return CudaResult::kSuccess;
 }
 const char* error_string(CudaResult) { return "an error of the fake"; }
+thread_local CudaResult last_error = CudaResult::kSuccess;
+CudaResult get_last_error() { return std::exchange(last_error, CudaResult::kSuccess); }
+CudaResult noted(CudaResult result) {
+  if (result != CudaResult::kSuccess) last_error = result;
+  return result;
+}
 CudaResult get_device(int* device) {
   *device = current_device;
   return CudaResult::kSuccess;
@@ -214,7 +221,7 @@ CudaResult free_async(void* data, CudaStream stream) {
 }
 CudaResult malloc(void** data, std::size_t bytes) {
   *data = allocate_memory(bytes);
-  return *data == nullptr ? kOutOfMemory : CudaResult::kSuccess;
+  return noted(*data == nullptr ? kOutOfMemory : CudaResult::kSuccess);
 }
 CudaResult free(void* data) {
   free_memory(data);
@@ -225,7 +232,7 @@ CudaResult host_alloc(void** data, std::size_t bytes, unsigned) {
   return *data == nullptr ? kOutOfMemory : CudaResult::kSuccess;
 }
 CudaResult ipc_open(void** data, IpcHandle handle, unsigned) {
-  return ipc_open_handle(data, handle, current_device);
+  return noted(ipc_open_handle(data, handle, current_device));
 }
 CudaResult driver_entry(const char* symbol, void** function, unsigned, unsigned long long, int*) {
   const bool known = std::string(symbol) == "cuPointerGetAttributes";
@@ -277,6 +284,7 @@ nccl::CudaApi fake_cuda() {
   nccl::CudaApi api;
   api.runtime_version = runtime_version;
   api.get_error_string = error_string;
+  api.get_last_error = get_last_error;
   api.get_device = get_device;
   api.set_device = set_device;
   api.stream_create = stream_create;
@@ -294,9 +302,11 @@ nccl::CudaApi fake_cuda() {
   api.malloc = malloc;
   api.free = free;
   api.host_alloc = host_alloc;
-  api.ipc_get_handle = ipc_get_handle;
+  api.ipc_get_handle = [](IpcHandle* handle, void* data) {
+    return noted(ipc_get_handle(handle, data));
+  };
   api.ipc_open_handle = ipc_open;
-  api.ipc_close_handle = ipc_close_handle;
+  api.ipc_close_handle = [](void* data) { return noted(ipc_close_handle(data, current_device)); };
   api.driver_entry = driver_entry;
   api.capture_info = capture_info;
   api.user_object_create = user_object_create;

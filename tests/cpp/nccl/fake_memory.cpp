@@ -11,6 +11,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <tuple>
 
 namespace fvd::test {
 namespace {
@@ -18,6 +19,7 @@ namespace {
 using namespace fvd::nccl;
 
 constexpr auto kInvalidValue = static_cast<CudaResult>(1);
+constexpr auto kAlreadyMapped = static_cast<CudaResult>(208);
 constexpr auto kNoPeerAccess = static_cast<CudaResult>(217);
 constexpr auto kInvalidHandle = static_cast<CudaResult>(400);
 
@@ -28,11 +30,15 @@ struct Allocation {
   bool shareable = true;
 };
 
+/// What a device has open. Ranks that are threads have a device each.
 struct Mapped {
+  void* data = nullptr;
   std::size_t bytes = 0;
   long count = 0;
   bool own = false;  // memory of this process
+  std::uint64_t id = 0;
 };
+using MappedFrom = std::tuple<int, pid_t, std::uint64_t>;  // device, owner, address there
 
 /// What a handle says.
 struct Ticket {
@@ -40,13 +46,14 @@ struct Ticket {
   int file;
   std::uint64_t id;
   std::uint64_t bytes;
+  std::uint64_t base;
 };
 static_assert(sizeof(Ticket) <= sizeof(IpcHandle));
 
 struct Memory {
   std::mutex mutex;
   std::map<std::uintptr_t, Allocation> allocations;
-  std::map<void*, Mapped> open;
+  std::map<MappedFrom, Mapped> open;
   std::uint64_t last_id = 0;
   bool shared = false;
   int refused_device = -1;
@@ -68,6 +75,21 @@ auto find(Memory& m, std::uintptr_t address) {
 void* map(int file, std::size_t bytes) {
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   return data == MAP_FAILED ? nullptr : data;
+}
+
+Mapped map_ticket(const Memory& m, const Ticket& ticket) {
+  if (ticket.process == getpid()) {
+    const auto found = m.allocations.find(ticket.base);
+    if (found == m.allocations.end() || found->second.id != ticket.id) return {};
+    return {reinterpret_cast<void*>(ticket.base), ticket.bytes, 0, true, ticket.id};
+  }
+  const std::string path =
+      "/proc/" + std::to_string(ticket.process) + "/fd/" + std::to_string(ticket.file);
+  const int file = open(path.c_str(), O_RDWR | O_CLOEXEC);
+  if (file < 0) return {};
+  void* const data = map(file, ticket.bytes);
+  close(file);
+  return {data, ticket.bytes, 0, false, ticket.id};
 }
 
 }  // namespace
@@ -109,7 +131,8 @@ CudaResult ipc_get_handle(IpcHandle* handle, void* data) {
   const std::lock_guard lock(m.mutex);
   const auto found = find(m, reinterpret_cast<std::uintptr_t>(data));
   if (found == m.allocations.end() || !found->second.shareable) return kInvalidValue;
-  const Ticket ticket{getpid(), found->second.file, found->second.id, found->second.bytes};
+  const Ticket ticket{getpid(), found->second.file, found->second.id, found->second.bytes,
+                      found->first};
   *handle = {};
   std::memcpy(handle->bytes, &ticket, sizeof(ticket));
   return CudaResult::kSuccess;
@@ -122,36 +145,32 @@ CudaResult ipc_open_handle(void** data, IpcHandle handle, int device) {
   if (m.refused_device == device) return kNoPeerAccess;
   Ticket ticket;
   std::memcpy(&ticket, handle.bytes, sizeof(ticket));
-  if (ticket.process == getpid()) {
-    for (const auto& [base, allocation] : m.allocations) {
-      if (allocation.id != ticket.id) continue;
-      *data = reinterpret_cast<void*>(base);
-      m.open[*data].own = true;
-      ++m.open[*data].count;
-      return CudaResult::kSuccess;
+  Mapped& mapped = m.open[{device, ticket.process, ticket.base}];
+  if (mapped.count > 0 && mapped.id != ticket.id) return kAlreadyMapped;
+  if (mapped.count == 0) {
+    mapped = map_ticket(m, ticket);
+    if (mapped.data == nullptr) {
+      m.open.erase({device, ticket.process, ticket.base});
+      return kInvalidHandle;
     }
-    return kInvalidHandle;
   }
-  const std::string path =
-      "/proc/" + std::to_string(ticket.process) + "/fd/" + std::to_string(ticket.file);
-  const int file = open(path.c_str(), O_RDWR | O_CLOEXEC);
-  if (file < 0) return kInvalidHandle;
-  *data = map(file, ticket.bytes);
-  close(file);
-  if (*data == nullptr) return kInvalidHandle;
-  m.open[*data] = {ticket.bytes, 1, false};
+  ++mapped.count;
+  *data = mapped.data;
   return CudaResult::kSuccess;
 }
 
-CudaResult ipc_close_handle(void* data) {
+CudaResult ipc_close_handle(void* data, int device) {
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
-  const auto found = m.open.find(data);
-  if (found == m.open.end()) return kInvalidHandle;
-  if (--found->second.count > 0) return CudaResult::kSuccess;
-  if (!found->second.own) munmap(data, found->second.bytes);
-  m.open.erase(found);
-  return CudaResult::kSuccess;
+  for (auto it = m.open.begin(); it != m.open.end(); ++it) {
+    auto& [from, mapped] = *it;
+    if (std::get<0>(from) != device || mapped.data != data) continue;
+    if (--mapped.count > 0) return CudaResult::kSuccess;
+    if (!mapped.own) munmap(data, mapped.bytes);
+    m.open.erase(it);
+    return CudaResult::kSuccess;
+  }
+  return kInvalidHandle;
 }
 
 CudaResult pointer_attributes(unsigned count, const PointerAttribute* which, void** values,
@@ -192,7 +211,7 @@ long open_memory() {
   Memory& m = memory();
   const std::lock_guard lock(m.mutex);
   long count = 0;
-  for (const auto& [data, mapped] : m.open) count += mapped.count;
+  for (const auto& [from, mapped] : m.open) count += mapped.count;
   return count;
 }
 

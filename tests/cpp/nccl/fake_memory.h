@@ -17,7 +17,7 @@ void free_memory(void* data);
 /// As in CUDA; `device` is the one that opens it.
 nccl::CudaResult ipc_get_handle(nccl::IpcHandle* handle, void* data);
 nccl::CudaResult ipc_open_handle(void** data, nccl::IpcHandle handle, int device);
-nccl::CudaResult ipc_close_handle(void* data);
+nccl::CudaResult ipc_close_handle(void* data, int device);
 nccl::CudaResult pointer_attributes(unsigned count, const nccl::PointerAttribute* which,
                                     void** values, std::uintptr_t address);
 

@@ -1,6 +1,7 @@
 // Ranks that die, disagree, come late or give up while they write into each other's outputs.
 #include <optional>
 
+#include "nccl/push.h"
 #include "nccl/push_test.h"
 
 namespace fvd::test {
@@ -139,6 +140,29 @@ TEST_F(PushFailureTest, AKernelThatDoesNotStartEndsTheWaitOfTheOthers) {
   });
   for (const auto& ending : endings)
     EXPECT_TRUE(ending.says("a kernel of rank 0 does not start")) << ending;
+}
+
+TEST_F(PushFailureTest, WhoDoesNotWriteKeepsItsMemoryUntilTheOthersHaveHeard) {
+  const auto endings = run_pushing(2, [](Communicator& g, int rank) {
+    DeviceInts out(count_of(g));
+    const Block block = out.block();
+    auto begin = Clock::now();
+    const auto ending = ending_of([&] {
+      g.push({&block, 1}, DataType::kInt32,
+             [&](const Reached&) {
+               synchronize();  // the first wait is over: the others write
+               begin = Clock::now();
+               FVD_CHECK(rank != 0, kInvalidArgument, "rank 0 does not write");
+             },
+             {});
+      return std::string();
+    });
+    const auto found = ending.returned ? broken_within(g, kSoon) : ending;
+    synchronize();  // what comes next in the stream may take the memory for something else
+    if (rank == 0) demand(Clock::now() - begin >= nccl::Push::kGrace, "the stream stood still");
+    return found.words;
+  });
+  for (const auto& ending : endings) EXPECT_TRUE(ending.says("rank 0 does not write")) << ending;
 }
 
 TEST_F(PushFailureTest, ADisagreementIsFoundBeforeAnythingIsEnqueued) {

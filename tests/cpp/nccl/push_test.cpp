@@ -183,6 +183,8 @@ TEST_F(PushTest, WhatOneRankCannotOpenNobodyUsesAndNobodyTriesAgain) {
     if (rank == 0) refuse_to_open_on(2);
     g.barrier({});
     const auto why = push(g, {out.block(), good.block()});
+    demand(fake_cuda().get_last_error() == nccl::CudaResult::kSuccess,
+           "torch finds no error of ours");
     g.barrier({});
     if (rank == 0) {
       refuse_to_open_on(-1);

@@ -25,13 +25,21 @@ Shared piece_of(std::uint64_t number, std::uint64_t base, std::uint64_t size = 1
 
 int opens = 0;
 std::set<std::uint64_t> failing;
+CudaResult failure;
 
 CudaResult open(void** data, IpcHandle handle, unsigned) {
   std::uint64_t number = 0;
   std::memcpy(&number, handle.bytes, sizeof(number));
   ++opens;
-  if (failing.contains(number)) return static_cast<CudaResult>(217);
+  if (failing.contains(number)) return failure;
   *data = reinterpret_cast<void*>(4096 * number);
+  return CudaResult::kSuccess;
+}
+
+std::vector<std::uint64_t> closed;
+
+CudaResult close(void* data) {
+  closed.push_back(reinterpret_cast<std::uintptr_t>(data) / 4096);
   return CudaResult::kSuccess;
 }
 
@@ -42,8 +50,11 @@ class MappingsTest : public ::testing::Test {
   MappingsTest() : mappings(context) {
     opens = 0;
     failing.clear();
+    closed.clear();
+    failure = static_cast<CudaResult>(217);
     context.cuda = test::fake_cuda();
     context.cuda.ipc_open_handle = open;
+    context.cuda.ipc_close_handle = close;
     context.rank = 1;
     context.size = 3;
     mappings.begin_call();
@@ -65,10 +76,10 @@ using Numbers = std::vector<std::uint64_t>;
 TEST_F(MappingsTest, AnAllocationIsOpenedOnce) {
   const Shared piece = piece_of(5, 1000);
   EXPECT_FALSE(mappings.knows(0, piece));
-  EXPECT_EQ(mappings.open(0, piece), "");
+  EXPECT_EQ(mappings.open(0, piece).why, "");
   Shared other = piece;
   other.offset = 48;
-  EXPECT_EQ(mappings.open(0, other), "");
+  EXPECT_EQ(mappings.open(0, other).why, "");
   EXPECT_EQ(opens, 1);
   EXPECT_TRUE(mappings.knows(0, other));
   EXPECT_FALSE(mappings.knows(2, other));
@@ -77,7 +88,7 @@ TEST_F(MappingsTest, AnAllocationIsOpenedOnce) {
 }
 
 TEST_F(MappingsTest, TheOwnOneIsNotOpened) {
-  EXPECT_EQ(mappings.open(1, piece_of(5, 1000)), "");
+  EXPECT_EQ(mappings.open(1, piece_of(5, 1000)).why, "");
   EXPECT_EQ(opens, 0);
   EXPECT_EQ(find(1, piece_of(5, 1000)), reinterpret_cast<std::byte*>(1016));
   mappings.give_up_all();
@@ -90,11 +101,12 @@ TEST_F(MappingsTest, WhatAnotherAllocationReplacesIsClosed) {
   mappings.open(2, piece_of(3, 1000));
   EXPECT_EQ(given_up(), Numbers{});
   mappings.open(0, piece_of(4, 1050, 10));
-  EXPECT_EQ(given_up(), Numbers{1});
+  EXPECT_EQ(closed, Numbers{1});
+  EXPECT_EQ(given_up(), Numbers{});
   EXPECT_TRUE(mappings.knows(0, piece_of(2, 1100)));
   EXPECT_TRUE(mappings.knows(2, piece_of(3, 1000)));
   mappings.open(0, piece_of(6, 900, 1000));
-  EXPECT_EQ(given_up(), (Numbers{2, 4}));
+  EXPECT_EQ(closed, (Numbers{1, 2, 4}));
   mappings.give_up_all();
   EXPECT_EQ(given_up(), (Numbers{6, 3}));
 }
@@ -113,21 +125,51 @@ TEST_F(MappingsTest, NoMoreStayOpenThanMay) {
 
 TEST_F(MappingsTest, WhatIsRefusedIsNotTriedAgain) {
   failing = {7};
-  EXPECT_EQ(mappings.open(0, piece_of(5, 1000)), "");
+  EXPECT_EQ(mappings.open(0, piece_of(5, 1000)).why, "");
   mappings.begin_call();
   EXPECT_EQ(
-      mappings.open(0, piece_of(7, 2000)),
+      mappings.open(0, piece_of(7, 2000)).why,
       "the memory of rank 0 cannot be opened on GPU 0: an error of the fake (CUDA error 217)");
-  EXPECT_EQ(mappings.open(2, piece_of(8, 1000)), "");
-  mappings.refuse_new("rank 1: of the weather");
-  EXPECT_EQ(given_up(), Numbers{8});
+  EXPECT_EQ(mappings.open(2, piece_of(8, 1000)).why, "");
+  mappings.refuse_new({"rank 1: of the weather"});
+  EXPECT_EQ(closed, Numbers{8});
   mappings.begin_call();
-  EXPECT_EQ(mappings.open(0, piece_of(7, 2000)), "");
+  EXPECT_EQ(mappings.open(0, piece_of(7, 2000)).why, "");
   EXPECT_EQ(opens, 3);
   EXPECT_EQ(find(0, piece_of(7, 2000)), nullptr);
   EXPECT_EQ(why, "rank 1: of the weather");
   EXPECT_EQ(find(2, piece_of(8, 1000)), nullptr);
   EXPECT_EQ(number_at(find(0, piece_of(5, 1000))), 5u);
+}
+
+TEST_F(MappingsTest, WhatFailsInPassingIsTriedAgain) {
+  for (const int code : {2, 208}) {  // no memory; another allocation is still open there
+    mappings.begin_call();
+    failing = {7};
+    failure = static_cast<CudaResult>(code);
+    const auto refusal = mappings.open(0, piece_of(7, 2000));
+    EXPECT_TRUE(refusal.passing);
+    mappings.refuse_new(refusal);
+    EXPECT_FALSE(mappings.knows(0, piece_of(7, 2000)));
+    failing.clear();
+    mappings.begin_call();
+    EXPECT_EQ(mappings.open(0, piece_of(7, 2000)).why, "");
+    mappings.refuse_new({"once more", true});
+  }
+}
+
+TEST_F(MappingsTest, WhatNoCallUsesIsGivenUp) {
+  mappings.open(0, piece_of(5, 1000));
+  mappings.open(2, piece_of(6, 1000));
+  for (std::uint64_t call = 0; call <= Mappings::kIdleCalls; ++call) {
+    EXPECT_EQ(given_up(), Numbers{});
+    mappings.begin_call();
+    mappings.touch(2, piece_of(6, 1000));
+    mappings.drop_idle();
+  }
+  EXPECT_EQ(given_up(), Numbers{5});
+  EXPECT_FALSE(mappings.knows(0, piece_of(5, 1000)));
+  EXPECT_TRUE(mappings.knows(2, piece_of(6, 1000)));
 }
 
 TEST(ExporterTest, FindsTheAllocationAndKnowsANewOneAtItsAddress) {
