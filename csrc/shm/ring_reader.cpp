@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "comm/error.h"
+#include "shm/copy.h"
 #include "shm/process.h"
 #include "shm/ring.h"
 
@@ -118,7 +119,7 @@ bool RingReader::receive(const RingCall& call, const RingAllocate& for_marked) {
     if (source.empty()) return false;
     const std::span<std::byte> to = target();
     const std::size_t bytes = std::min(source.size(), to.size());
-    std::memcpy(to.data(), source.data(), bytes);
+    copy_range(to.data(), contiguous_block(source.data(), bytes), 0, bytes, hint_for(in.bytes));
     advance(bytes);
   }
   if (in.parts.empty()) allocate(for_marked);  // all parts are empty
